@@ -1,0 +1,20 @@
+"""FlashEVA attention: exact keys nearby, one random-feature summary per chunk of the rest."""
+
+from flasheva.api import Impl, eva_attention, eva_attention_with_cache, resolve_impl
+from flasheva.cache import EvaCache
+from flasheva.config import EvaConfig
+from flasheva.summary import AffineMap, AffineMaps, PooledMaps, SummaryMaps, chunk_summaries
+
+__all__ = [
+    "AffineMap",
+    "AffineMaps",
+    "EvaCache",
+    "EvaConfig",
+    "Impl",
+    "PooledMaps",
+    "SummaryMaps",
+    "chunk_summaries",
+    "eva_attention",
+    "eva_attention_with_cache",
+    "resolve_impl",
+]

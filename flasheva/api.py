@@ -1,0 +1,165 @@
+"""eva_attention: one entry for every path; the implementation is chosen once, here.
+
+`impl="auto"` decides from device, dtype and shape, all known when a graph is traced; an explicit
+`impl` that cannot run raises ValueError and says what would. Nothing falls back.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from flasheva.cache import EvaCache
+from flasheva.config import EvaConfig
+from flasheva.flex import flex
+from flasheva.reference import reference_attention
+from flasheva.summary import SummaryMaps, chunk_summaries
+from flasheva.visibility import Positions
+
+Impl = Literal["auto", "flex", "reference"]
+
+# Below this many queries a step is bound by reading keys, and FlexAttention's tiles of 128
+# queries would be mostly padding.
+_FEW_QUERIES = 16
+
+
+def eva_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    config: EvaConfig,
+    maps: SummaryMaps | None,
+    *,
+    bias: Tensor | None = None,
+    seq_start: Tensor | None = None,
+    noise: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """FlashEVA attention over whole rows (training, or one pass over a prompt).
+
+    Each query attends, in one softmax, to the exact keys of its window and of the sinks and to one
+    summary per older chunk (FlashEVA, arXiv 2511.00576, section 3).
+
+    Args:
+        q: [B, H, T, D], after RoPE with positions counted from the row's own document.
+        k, v: [B, G, T, D] with H a multiple of G; query head h reads head h // (H / G).
+        config: window, chunk, sinks.
+        maps: parameters of the summary maps; None for window and sinks only, no summaries.
+        bias: [H], added to the logits of summaries.
+        seq_start: int [B, T], index in the row where each token's document begins, a multiple of
+            `chunk_size`; None: every row is one document.
+        noise: [B, G, T // P, D], added to omega (training only).
+        impl: "auto", "flex" or "reference".
+
+    Returns:
+        [B, H, T, D] in the dtype of q.
+
+    Raises:
+        ValueError: shapes that do not fit, or an `impl` that cannot run these inputs.
+    """
+    _check_shapes(q, k, v, bias, seq_start)
+    if maps is None:
+        k_rfa = v_rfa = k[:, :, :0]
+    else:
+        k_rfa, v_rfa = chunk_summaries(config, q, k, v, maps, noise=noise)
+    positions = Positions(seq_start=seq_start)
+    return _attend(config, q, k, v, k_rfa, v_rfa, bias, positions, impl)
+
+
+def eva_attention_with_cache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: SummaryMaps | None,
+    cache: EvaCache,
+    *,
+    length: Tensor,
+    count: Tensor,
+    bias: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """The same attention for T new tokens per row onto a cache, which it updates.
+
+    Any split of a prompt into such pieces gives the numbers of one pass.
+
+    Args:
+        q, k, v, maps, bias, impl: as `eva_attention`; the tokens stand at positions
+            `length[b] .. length[b] + T - 1` of their rows.
+        cache: the layer's cache; its config is used.
+        length: int [B], tokens of each row that the cache holds already.
+        count: int [B], how many of the T tokens are real; the padding behind them enters
+            neither window nor sums, and its outputs mean nothing.
+
+    Returns:
+        [B, H, T, D] in the dtype of q.
+    """
+    _check_shapes(q, k, v, bias, None)
+    if maps is not None:
+        cache.write_summaries(q, k, v, maps, length, count)
+    keys, values, k_rfa, v_rfa, positions = cache.readable(k, v, length)
+    out = _attend(cache.config, q, keys, values, k_rfa, v_rfa, bias, positions, impl)
+    cache.write_window(k, v, length, count)
+    return out
+
+
+def _attend(
+    config: EvaConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_rfa: Tensor,
+    v_rfa: Tensor,
+    bias: Tensor | None,
+    positions: Positions,
+    impl: Impl,
+) -> Tensor:
+    chosen = resolve_impl(q, impl)
+    attend = flex if chosen == "flex" else reference_attention
+    return attend(config, q, k, v, k_rfa, v_rfa, bias, positions)
+
+
+def resolve_impl(q: Tensor, impl: Impl) -> Literal["flex", "reference"]:
+    """The implementation that runs queries `q` [B, H, T, D] under `impl`.
+
+    Raises:
+        ValueError: `impl` is unknown or cannot run `q`; the message says what would work.
+    """
+    if impl not in get_args(Impl):
+        choices = ", ".join(repr(choice) for choice in get_args(Impl))
+        raise ValueError(f"impl must be one of {choices}, not {impl!r}")
+    if impl == "auto":
+        fits = q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[3] >= 16
+        return "flex" if fits and q.shape[2] >= _FEW_QUERIES else "reference"
+    if impl == "flex":
+        if q.device.type not in ("cpu", "cuda"):
+            raise ValueError(f"impl='flex' runs on cpu and cuda, not {q.device.type}")
+        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+            raise ValueError(
+                "impl='flex' has no backward on a CPU; use impl='reference', or torch.no_grad()"
+            )
+        if q.device.type == "cuda" and (q.dtype == torch.float64 or q.shape[3] < 16):
+            raise ValueError(
+                f"impl='flex' on cuda needs float32, bfloat16 or float16 and head_dim >= 16, "
+                f"not {q.dtype} and {q.shape[3]}; use impl='reference'"
+            )
+    return impl
+
+
+def _check_shapes(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, seq_start: Tensor | None
+) -> None:
+    if q.ndim != 4 or k.ndim != 4 or k.shape != v.shape:
+        raise ValueError(
+            f"q must be [B, H, T, D] and k, v [B, G, T, D], not "
+            f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
+        )
+    B, H, T, D = q.shape
+    if (B, T, D) != (k.shape[0], k.shape[2], k.shape[3]) or H % k.shape[1]:
+        raise ValueError(
+            f"k, v must share B, T, D with q {tuple(q.shape)} and have a number of heads that "
+            f"divides {H}, not {tuple(k.shape)}"
+        )
+    if bias is not None and bias.shape != (H,):
+        raise ValueError(f"bias must be [{H}], one per query head, not {list(bias.shape)}")
+    if seq_start is not None and seq_start.shape != (B, T):
+        raise ValueError(f"seq_start must be [{B}, {T}], not {list(seq_start.shape)}")

@@ -1,0 +1,26 @@
+"""Building blocks of the models: rotary embeddings, MLPs, the kinds of attention, caches."""
+
+from layers.attention import LAYER_TYPES, LayerType, build_attention
+from layers.cache import ModelCache
+from layers.context import Context
+from layers.eva_attention import EvaAttention, WindowAttention
+from layers.full_attention import FullAttention
+from layers.mlp import MLP, Activation, GatedMLP
+from layers.rotary import RopeConfig, apply_rotary, rotary_angles
+
+__all__ = [
+    "LAYER_TYPES",
+    "MLP",
+    "Activation",
+    "Context",
+    "EvaAttention",
+    "FullAttention",
+    "GatedMLP",
+    "LayerType",
+    "ModelCache",
+    "RopeConfig",
+    "WindowAttention",
+    "apply_rotary",
+    "build_attention",
+    "rotary_angles",
+]

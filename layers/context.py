@@ -1,0 +1,68 @@
+"""Context: what every layer of a model needs to know about the tokens of one call."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layers.cache import LayerCache, ModelCache
+
+
+@dataclass(frozen=True)
+class Context:
+    """Made once a call by `Context.of`, handed to every block.
+
+    Attributes:
+        positions: int [B or 1, T], of the tokens in their own documents (for RoPE).
+        seq_start: int [B, T], where each token's document begins in its row, or None.
+        cache: the model's cache, or None.
+        count: int [B], how many of the T tokens of each row are real; None without a cache.
+    """
+
+    positions: Tensor
+    seq_start: Tensor | None
+    cache: ModelCache | None
+    count: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        ids: Tensor,
+        cache: ModelCache | None,
+        seq_start: Tensor | None,
+        lengths: Tensor | None,
+    ) -> "Context":
+        """Checks a model's arguments and derives positions from them.
+
+        Raises:
+            ValueError: shapes that do not fit, or packed documents together with a cache.
+        """
+        if ids.ndim != 2 or ids.shape[1] == 0:
+            raise ValueError(f"ids must be [B, T] with T >= 1, not {list(ids.shape)}")
+        B, T = ids.shape
+        if lengths is not None and lengths.shape != (B,):
+            raise ValueError(f"lengths must be [{B}], one per row, not {list(lengths.shape)}")
+        if seq_start is not None and seq_start.shape != (B, T):
+            raise ValueError(f"seq_start must be [{B}, {T}], not {list(seq_start.shape)}")
+        index = torch.arange(T, device=ids.device)[None]
+        if cache is None:
+            positions = index if seq_start is None else index - seq_start
+            return cls(positions, seq_start, None, None)
+        if seq_start is not None:
+            raise ValueError("a cache holds one document per row: pass cache or seq_start")
+        if cache.length.shape != (B,):
+            raise ValueError(f"the cache has {len(cache.length)} rows, but ids has {B}")
+        if cache.max_seq_len < T:
+            raise ValueError(f"{T} tokens do not fit into a cache of {cache.max_seq_len}")
+        count = torch.full_like(cache.length, T) if lengths is None else lengths.long()
+        cache.assert_room(count)
+        return cls(cache.length[:, None] + index, None, cache, count)
+
+    def layer_cache(self, layer: int) -> LayerCache | None:
+        """The cache of one layer."""
+        return None if self.cache is None else self.cache.layers[layer]
+
+    def finish(self) -> None:
+        """Counts the new tokens, once every layer has stored them."""
+        if self.cache is not None and self.count is not None:
+            self.cache.advance(self.count)

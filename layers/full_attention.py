@@ -1,0 +1,62 @@
+"""Exact causal attention over everything, by PyTorch's SDPA."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layers.cache import KVCache, LayerCache
+from layers.context import Context
+
+
+class FullAttention(nn.Module):
+    """softmax(s q k^T) v over all earlier tokens of the document.
+
+    Args:
+        num_key_value_heads, head_dim: G, D.
+    """
+
+    def __init__(self, num_key_value_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.num_key_value_heads = num_key_value_heads
+        self.head_dim = head_dim
+
+    def new_cache(
+        self,
+        *,
+        batch_size: int,
+        max_seq_len: int,
+        max_rollback: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> KVCache:
+        """A static cache; it can go back as far as it likes."""
+        del max_rollback
+        return KVCache(
+            batch_size=batch_size,
+            num_key_value_heads=self.num_key_value_heads,
+            head_dim=self.head_dim,
+            max_seq_len=max_seq_len,
+            dtype=dtype,
+            device=device,
+        )
+
+    def forward(
+        self, q: Tensor, k: Tensor, v: Tensor, context: Context, cache: LayerCache | None
+    ) -> Tensor:
+        """q: [B, H, T, D]; k, v: [B, G, T, D]; returns [B, H, T, D]."""
+        gqa = q.shape[1] != k.shape[1]
+        if cache is None:
+            if context.seq_start is None:
+                return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            key = torch.arange(k.shape[2], device=q.device)
+            query = key[:, None]
+            mask = (key <= query) & (key >= context.seq_start[:, :, None])
+        else:
+            assert isinstance(cache, KVCache)
+            assert context.cache is not None and context.count is not None
+            cache.write(k, v, context.cache.length, context.count)
+            k, v = cache.k, cache.v
+            mask = torch.arange(k.shape[2], device=q.device) <= context.positions[:, :, None]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask[:, None], enable_gqa=gqa
+        )

@@ -1,0 +1,123 @@
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864), the half-split form of GPT-NeoX and Llama.
+
+Angles are computed from positions in every call: there is no table to outgrow, and no buffer that
+`model.to(torch.bfloat16)` could round.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llama3Scaling:
+    """Llama 3.1's stretch of the low frequencies; field names as in config.json."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeConfig:
+    """`rope_theta` is the base; only the first `partial_rotary_factor` of each head rotates."""
+
+    rope_theta: float = 10000.0
+    partial_rotary_factor: float = 1.0
+    scaling: Llama3Scaling | None = None
+
+    @classmethod
+    def from_hf(
+        cls, config: Mapping[str, object], *, partial_rotary_factor: float = 1.0
+    ) -> "RopeConfig":
+        """Reads `rope_parameters` (transformers 5) or the older fields of a config.json.
+
+        Args:
+            config: the whole config.json.
+            partial_rotary_factor: the family's default where the file names none.
+
+        Raises:
+            ValueError: a kind of scaling that this project does not compute.
+        """
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        if not isinstance(scaling, Mapping):
+            raise ValueError(f"rope parameters must be an object, not {scaling!r}")
+        old_theta = config.get("rope_theta", config.get("rotary_emb_base", 10000.0))
+        old_partial = config.get(
+            "partial_rotary_factor", config.get("rotary_pct", partial_rotary_factor)
+        )
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            raise ValueError(f"rope type must be 'default' or 'llama3', not {kind!r}")
+        return cls(
+            rope_theta=float(scaling.get("rope_theta", old_theta)),
+            partial_rotary_factor=float(scaling.get("partial_rotary_factor", old_partial)),
+            scaling=None
+            if kind == "default"
+            else Llama3Scaling(
+                factor=float(scaling["factor"]),
+                low_freq_factor=float(scaling["low_freq_factor"]),
+                high_freq_factor=float(scaling["high_freq_factor"]),
+                original_max_position_embeddings=int(scaling["original_max_position_embeddings"]),
+            ),
+        )
+
+    def to_hf(self) -> dict[str, object]:
+        """The `rope_parameters` of a config.json, which `from_hf` reads back."""
+        fields: dict[str, object] = {"rope_type": "default", "rope_theta": self.rope_theta}
+        if self.partial_rotary_factor != 1.0:
+            fields["partial_rotary_factor"] = self.partial_rotary_factor
+        if self.scaling is not None:
+            fields |= {"rope_type": "llama3", **self.scaling.__dict__}
+        return fields
+
+
+def rotary_angles(
+    config: RopeConfig, positions: Tensor, head_dim: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """cos and sin for positions, shared by all layers and heads.
+
+    Args:
+        config: base and scaling.
+        positions: int [B or 1, T], counted from the start of each token's document.
+        head_dim: D.
+        dtype: of the result; computed in float32 at least.
+
+    Returns:
+        cos, sin: [B or 1, 1, T, rotary dims].
+    """
+    dim = int(head_dim * config.partial_rotary_factor)
+    wide = torch.promote_types(dtype, torch.float32)
+    exponent = torch.arange(0, dim, 2, device=positions.device, dtype=wide) / dim
+    frequency = 1.0 / config.rope_theta**exponent
+    if config.scaling is not None:
+        frequency = _llama3(frequency, config.scaling)
+    angle = positions.to(wide).unsqueeze(-1) * frequency
+    angle = torch.cat([angle, angle], dim=-1).unsqueeze(1)
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotates the first dims of x [B, H, T, D]; the rest passes through."""
+    dim = cos.shape[-1]
+    rotated, rest = x[..., :dim], x[..., dim:]
+    first, second = rotated.chunk(2, dim=-1)
+    rotated = rotated * cos + torch.cat([-second, first], dim=-1) * sin
+    return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
+
+
+def _llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:
+    # Wavelengths beyond the original context are stretched by `factor`, short ones are kept, and
+    # those between are interpolated.
+    wavelength = 2 * math.pi / frequency
+    original, low, high = (
+        scaling.original_max_position_embeddings,
+        scaling.low_freq_factor,
+        scaling.high_freq_factor,
+    )
+    smooth = ((original / wavelength - low) / (high - low)).clamp(0, 1)
+    return (1 - smooth) * frequency / scaling.factor + smooth * frequency

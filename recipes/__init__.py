@@ -1,0 +1,20 @@
+"""Recipes of hybrids: TOML files, their typed schema, and the placement of exact layers.
+
+No torch here: a recipe says what to build, and `zoo` builds it.
+"""
+
+from recipes.placement import Placement, default_placement, exact_layers, parse_layers
+from recipes.schema import Layers, Recipe, find_recipe, names, parse_recipe, read_recipe
+
+__all__ = [
+    "Layers",
+    "Placement",
+    "Recipe",
+    "default_placement",
+    "exact_layers",
+    "find_recipe",
+    "names",
+    "parse_layers",
+    "parse_recipe",
+    "read_recipe",
+]

@@ -1,0 +1,101 @@
+"""CausalLM: what all families share round their blocks. A family's file defines the rest."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from layers import Context, ModelCache, rotary_angles
+from zoo.config import ModelConfig
+from zoo.tokenizer import Tokenizer
+
+
+class CausalLM(nn.Module):
+    """Embedding, blocks, norm, head: a language model from ids to logits.
+
+    A family's `__init__` sets `config` and the modules; its blocks take `(x, rope, context)` with
+    x [B, T, E] and hold `attention.attend`, the attention of their layer.
+
+    Attributes:
+        config: sizes, layer types and EVA options.
+        tokenizer: the model's own, or None; set by `zoo.load`.
+        weights_source: where the weights came from, one phrase; set by `zoo.load`.
+        hf_config: the config.json that the model was made from; set by `zoo.load`.
+    """
+
+    config: ModelConfig
+    tokenizer: Tokenizer | None = None
+    weights_source: str = "none: not loaded"
+    hf_config: Mapping[str, object] = {}
+    # Ends of names in published checkpoints that hold no parameters: buffers of old versions.
+    ignored_suffixes: ClassVar[tuple[str, ...]] = ()
+
+    embed_tokens: nn.Embedding
+    layers: nn.ModuleList
+    norm: nn.Module
+    lm_head: nn.Linear
+
+    def hidden_states(
+        self,
+        ids: Tensor,
+        cache: ModelCache | None = None,
+        seq_start: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """What `lm_head` takes: [B, T, E]. Arguments as `forward`."""
+        context = Context.of(ids, cache, seq_start, lengths)
+        x = self.embed_tokens(ids)
+        rope = rotary_angles(self.config.rope, context.positions, self.config.head_dim, x.dtype)
+        for block in self.layers:
+            x = block(x, rope, context)
+        context.finish()
+        return self.norm(x)
+
+    def forward(
+        self,
+        ids: Tensor,
+        cache: ModelCache | None = None,
+        seq_start: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
+        """Logits of every token.
+
+        Args:
+            ids: int [B, T]; with a cache, the next T tokens of each row.
+            cache: from `new_cache`; updated in place.
+            seq_start: int [B, T], where each token's document begins in a packed row; documents
+                start on a multiple of the chunk size.
+            lengths: int [B], with a cache: how many of the T tokens of each row are real.
+
+        Returns:
+            [B, T, vocab_size] in the dtype of the weights.
+        """
+        return self.lm_head(self.hidden_states(ids, cache, seq_start, lengths))
+
+    def new_cache(
+        self, batch_size: int, max_seq_len: int, *, max_rollback: int = 0
+    ) -> ModelCache:
+        """An empty cache for `batch_size` rows of up to `max_seq_len` tokens.
+
+        `max_rollback` is how many tokens `ModelCache.rollback` can take back.
+        """
+        weight = self.embed_tokens.weight
+        return ModelCache.build(
+            [block.attention.attend for block in self.layers],
+            batch_size=batch_size,
+            max_seq_len=max_seq_len,
+            max_rollback=max_rollback,
+            dtype=weight.dtype,
+            device=weight.device,
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_tokens.weight.device
+
+    @staticmethod
+    def hf_name(name: str) -> str:
+        """The name in published checkpoints of our parameter `name`."""
+        raise NotImplementedError

@@ -1,0 +1,235 @@
+"""zoo.generate and zoo.stream: text from a model, one prompt or a ragged batch of them.
+
+Prompts are aligned left and read in pieces of bounded size; each row then grows by one token a
+step until it ends, and a row gives the same text alone and in any batch.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from layers import ModelCache
+from zoo.causal_lm import CausalLM
+from zoo.sampling import Sampling, next_tokens
+from zoo.stopping import TextUntilStop
+
+_PREFILL_PIECE = 512  # tokens a row and piece: bounds the memory of a long prompt
+_ROUND_CACHE = 256  # compiled graphs are shared by caches of the same size
+
+Prompt = str | Sequence[int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """One row's result.
+
+    Attributes:
+        prompt_ids: the tokens that the model read.
+        ids: the tokens that it wrote, the ending one included.
+        text: their text, without special tokens and up to the first stop string; "" for a model
+            without a tokenizer.
+        finish_reason: "stop" (an end token or a stop string) or "length".
+    """
+
+    prompt_ids: list[int]
+    ids: list[int]
+    text: str
+    finish_reason: str
+
+
+def generate(
+    model: CausalLM,
+    prompts: Prompt | Sequence[Prompt],
+    *,
+    max_new_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    max_seq_len: int | None = None,
+    compile: bool = False,
+) -> list[Generation]:
+    """Continues one prompt, or each of a list of prompts in one batch.
+
+    Args:
+        model: from `zoo.load`.
+        prompts: a text, a list of token ids, or a list of these.
+        max_new_tokens: at most so many per row; fewer where a row would outgrow `max_seq_len`.
+        sampling: None: greedy.
+        stop: strings that end a row; the text ends before them.
+        max_seq_len: of prompt and text together; None: the model's context.
+        compile: run through `torch.compile(fullgraph=True)`; worth it for long texts.
+
+    Returns:
+        One `Generation` per prompt, in order.
+
+    Raises:
+        ValueError: an empty prompt, one that does not fit, a token outside the vocabulary, or
+            text for a model without a tokenizer.
+    """
+    rows = _rows(model, prompts, stop)
+    for _ in _run(model, rows, max_new_tokens, sampling or Sampling(), max_seq_len, compile):
+        pass
+    return [row.result() for row in rows]
+
+
+def stream(
+    model: CausalLM,
+    prompt: Prompt,
+    *,
+    max_new_tokens: int = 256,
+    sampling: Sampling | None = None,
+    stop: Sequence[str] = (),
+    max_seq_len: int | None = None,
+    compile: bool = False,
+) -> Iterator[str]:
+    """Continues one prompt and yields its text in pieces as they come; see `generate`."""
+    rows = _rows(model, [prompt], stop)
+    yield from _run(model, rows, max_new_tokens, sampling or Sampling(), max_seq_len, compile)
+
+
+@dataclass
+class _Row:
+    prompt_ids: list[int]
+    text: TextUntilStop | None
+    eos_ids: tuple[int, ...]
+    ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def take(self, token: int, room: int) -> str:
+        """Adds a token; the text that is certain now. `room` is how many more may come."""
+        self.ids.append(token)
+        piece = self.text.step(token) if self.text is not None else ""
+        if token in self.eos_ids or (self.text is not None and self.text.stopped):
+            self.finish_reason = "stop"
+        elif room == 0:
+            self.finish_reason = "length"
+        if self.finish_reason is not None and self.text is not None:
+            piece += self.text.flush()
+        return piece
+
+    def result(self) -> Generation:
+        assert self.finish_reason is not None
+        text = self.text.text if self.text is not None else ""
+        return Generation(
+            prompt_ids=self.prompt_ids, ids=self.ids, text=text, finish_reason=self.finish_reason
+        )
+
+
+def _rows(
+    model: CausalLM, prompts: Prompt | Sequence[Prompt], stop: Sequence[str]
+) -> list[_Row]:
+    single = isinstance(prompts, str) or all(isinstance(token, int) for token in prompts)
+    listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item,assignment]
+    tokenizer = model.tokenizer
+    if "" in stop:
+        raise ValueError("a stop string must not be empty")
+    if stop and tokenizer is None:
+        raise ValueError("stop strings need a tokenizer, which this model does not have")
+    rows = []
+    for number, prompt in enumerate(listed):
+        where = "" if len(listed) == 1 else f" {number}"
+        if not isinstance(prompt, str):
+            ids = list(prompt)
+        elif tokenizer is None:
+            raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
+        else:
+            ids = tokenizer.encode(prompt)
+        if not ids:
+            raise ValueError(f"prompt{where} is empty; give at least one token")
+        for token in ids:
+            if not 0 <= token < model.config.vocab_size:
+                raise ValueError(
+                    f"prompt{where} has token {token}, outside the vocabulary of "
+                    f"{model.config.vocab_size}"
+                )
+        text = None if tokenizer is None else TextUntilStop(tokenizer.stream(), stop)
+        rows.append(_Row(ids, text, () if tokenizer is None else tokenizer.eos_ids))
+    if not rows:
+        raise ValueError("there is no prompt; give at least one")
+    return rows
+
+
+@torch.inference_mode()
+def _run(
+    model: CausalLM,
+    rows: list[_Row],
+    max_new_tokens: int,
+    sampling: Sampling,
+    max_seq_len: int | None,
+    compile: bool,
+) -> Iterator[str]:
+    """Fills `rows`; yields the text of the first one as it comes."""
+    context = max_seq_len or model.config.max_position_embeddings
+    longest = max(len(row.prompt_ids) for row in rows)
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if longest >= context:
+        raise ValueError(
+            f"a prompt of {longest} tokens leaves no room in a context of {context}; shorten it"
+        )
+    size = min(longest + max_new_tokens, context)
+    room = [min(max_new_tokens, context - len(row.prompt_ids)) for row in rows]
+    step = _compiled() if compile else _next_logits
+    device = model.device
+    cache = model.new_cache(len(rows), -(-size // _ROUND_CACHE) * _ROUND_CACHE)
+    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
+    for number, row in enumerate(rows):
+        seen[number, row.prompt_ids] = True
+    generator = sampling.generator(device)
+    logits = _prefill(model, [row.prompt_ids for row in rows], cache, step, pad=compile)
+    while True:
+        tokens = next_tokens(logits, seen, sampling, generator)
+        for number, token in enumerate(tokens.tolist()):
+            row = rows[number]
+            if row.finish_reason is None:
+                piece = row.take(token, room[number] - len(row.ids) - 1)
+                if number == 0 and piece:
+                    yield piece
+        going = [row.finish_reason is None for row in rows]
+        if not any(going):
+            return
+        seen.scatter_(1, tokens[:, None], True)
+        # A row that has ended takes no more tokens, so it cannot outgrow its cache.
+        lengths = torch.tensor(going, device=device).long()
+        logits = step(model, tokens[:, None], cache, lengths)
+
+
+def _prefill(
+    model: CausalLM,
+    prompts: list[list[int]],
+    cache: ModelCache,
+    step: Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor],
+    *,
+    pad: bool,
+) -> Tensor:
+    """Reads all prompts, a piece of every row at a time; logits [B, V] behind each last token."""
+    lengths = torch.tensor([len(ids) for ids in prompts])
+    longest = int(lengths.max())
+    width = -(-longest // _PREFILL_PIECE) * _PREFILL_PIECE if pad else longest
+    ids = torch.zeros(len(prompts), width, dtype=torch.long)
+    for number, prompt in enumerate(prompts):
+        ids[number, : len(prompt)] = torch.tensor(prompt)
+    ids, lengths = ids.to(model.device), lengths.to(model.device)
+    logits: Tensor | None = None
+    for start in range(0, width, _PREFILL_PIECE):
+        piece = ids[:, start : start + _PREFILL_PIECE]
+        count = (lengths - start).clamp(0, piece.shape[1])
+        new = step(model, piece, cache, count)
+        # A row's logits are those of the piece that holds its last token.
+        logits = new if logits is None else torch.where((count > 0)[:, None], new, logits)
+    assert logits is not None
+    return logits
+
+
+def _next_logits(model: CausalLM, ids: Tensor, cache: ModelCache, lengths: Tensor) -> Tensor:
+    """Reads `lengths` [B] of the tokens [B, T]; logits [B, V] behind the last one of each row."""
+    hidden = model.hidden_states(ids, cache, lengths=lengths)
+    last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
+    return model.lm_head(hidden.gather(1, last).squeeze(1))
+
+
+@functools.cache
+def _compiled() -> Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]:
+    return torch.compile(_next_logits, fullgraph=True)

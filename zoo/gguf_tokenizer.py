@@ -1,0 +1,99 @@
+"""The tokenizer inside a GGUF file: byte-level BPE with the pre-tokenizer that the file names.
+
+A GGUF holds vocabulary, merges and the name of a pre-tokenizer, whose regular expressions are
+llama.cpp's: each splits further what the ones before it left. Other tokenizers (SentencePiece,
+unknown pre-tokenizers) are read from a tokenizer.json or tokenizer.model beside the file.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from zoo.tokenizer import Tokenizer, prepend_bos
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_SPLITS = {
+    "gpt-2": (_GPT2,),
+    "default": (_GPT2,),
+    "smollm": (r"\p{N}", _GPT2),
+    "llama-bpe": (_LLAMA3,),
+}
+_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+
+
+def gguf_tokenizer(metadata: Mapping[str, object], path: Path) -> Tokenizer | None:
+    """The tokenizer of the GGUF file at `path`, None if neither it nor its folder has one.
+
+    Raises:
+        ValueError: a kind that is not supported here, without a tokenizer file beside it.
+    """
+    kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
+    if kind == "gpt2" and pre in _SPLITS:
+        return _byte_level(metadata, str(pre), path)
+    beside = Tokenizer.from_folder(path.parent)
+    if beside is None and kind is not None:
+        raise ValueError(
+            f"{path} has a tokenizer of kind {kind!r} with pre-tokenizer {pre!r}, supported are "
+            f"'gpt2' with {', '.join(_SPLITS)}; put the model's tokenizer.json beside the file"
+        )
+    return beside
+
+
+def _byte_level(metadata: Mapping[str, object], pre: str, path: Path) -> Tokenizer:
+    tokens = _strings(metadata, "tokenizer.ggml.tokens", path)
+    merges = _strings(metadata, "tokenizer.ggml.merges", path)
+    llama3 = pre == "llama-bpe"
+    try:
+        # Llama 3 takes a word that is in the vocabulary whole, even where merges miss it.
+        model = models.BPE(
+            vocab={token: i for i, token in enumerate(tokens)},
+            merges=[(left, right) for left, _, right in (m.partition(" ") for m in merges)],
+            ignore_merges=llama3,
+        )
+    except Exception as error:  # the library raises plain Exception
+        raise ValueError(
+            f"{path} has a vocabulary that does not fit its merges: {error}"
+        ) from None
+    backend = Backend(model)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(split), behavior="isolated") for split in _SPLITS[pre]),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    kinds = metadata.get("tokenizer.ggml.token_type")
+    for token, token_type in zip(tokens, kinds if isinstance(kinds, list) else [], strict=False):
+        if token_type == _CONTROL:
+            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
+        elif token_type == _USER_DEFINED:
+            backend.add_tokens([AddedToken(token, special=False, normalized=False)])
+
+    def ids(*names: str) -> list[int]:
+        values = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names]
+        return [v for v in values if isinstance(v, int) and 0 <= v < len(tokens)]
+
+    named = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    special = {f"{ours}_token": tokens[i] for ours, theirs in named.items() for i in ids(theirs)}
+    if metadata.get("tokenizer.ggml.add_bos_token", llama3) is True:
+        prepend_bos(backend, special.get("bos_token"))
+    template = metadata.get("tokenizer.chat_template")
+    return Tokenizer(
+        backend,
+        special=special,
+        eos_ids=ids("eos", "eot"),
+        chat_template=template if isinstance(template, str) else None,
+    )
+
+
+def _strings(metadata: Mapping[str, object], key: str, path: Path) -> list[str]:
+    values = metadata.get(key)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{path} has no list of strings {key}")
+    return values

