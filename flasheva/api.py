@@ -154,7 +154,7 @@ def _check_shapes(
             f"{tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}"
         )
     B, H, T, D = q.shape
-    if (B, T, D) != (k.shape[0], k.shape[2], k.shape[3]) or H % k.shape[1]:
+    if (k.shape[0], k.shape[2], k.shape[3]) != (B, T, D) or H % k.shape[1]:
         raise ValueError(
             f"k, v must share B, T, D with q {tuple(q.shape)} and have a number of heads that "
             f"divides {H}, not {tuple(k.shape)}"

@@ -121,7 +121,7 @@ class EvaCache:
             count: int [B], how many of the T new tokens are real (the first ones).
         """
         P, K = self.config.chunk_size, self.q_sum.shape[2]
-        B, G, T, _ = k.shape
+        G, T = k.shape[1:3]
         # The piece laid out from the start of the chunk that it begins in.
         chunks = (T + 2 * P - 2) // P
         begin = length // P * P
@@ -175,9 +175,7 @@ class EvaCache:
             (sink, self.sink_k, self.sink_v),
         ):
             source = (position - length[:, None]).clamp(0, last)
-            fresh = _rows(
-                (position >= length[:, None]) & (position < (length + count)[:, None])
-            )
+            fresh = _rows((position >= length[:, None]) & (position < (length + count)[:, None]))
             buffer_k.copy_(torch.where(fresh, _gather(k, source), buffer_k))
             buffer_v.copy_(torch.where(fresh, _gather(v, source), buffer_v))
 

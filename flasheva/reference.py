@@ -1,4 +1,4 @@
-"""The definition: EVA attention with dense masks, in plain PyTorch. Every other path answers to it.
+"""The definition: EVA attention with dense masks, in plain PyTorch; other paths answer to it.
 
 The output of a query is one softmax over the exact keys that it sees, with logits `s * q . k_j`,
 and the chunk summaries that it sees, with logits `s * q . k_rfa_c + b_h` (FlashEVA, section 3).

@@ -61,9 +61,13 @@ class Positions(NamedTuple):
 
     def resolve(self, num_queries: int, num_keys: int, device: torch.device) -> "Positions":
         """The same with every field a tensor; the leading dim is 1 where all rows agree."""
-        query = torch.arange(num_queries, device=device)[None] if self.query is None else self.query
-        key = torch.arange(num_keys, device=device)[None] if self.key is None else self.key
-        start = torch.zeros_like(query) if self.seq_start is None else self.seq_start
+        query, key, start = self
+        if query is None:
+            query = torch.arange(num_queries, device=device)[None]
+        if key is None:
+            key = torch.arange(num_keys, device=device)[None]
+        if start is None:
+            start = torch.zeros_like(query)
         return Positions(query, key, start)
 
 

@@ -126,7 +126,8 @@ class ModelCache:
     def assert_room(self, count: Tensor) -> None:
         """Fails, without a host sync on a GPU, when a row would outgrow `max_seq_len`."""
         fits = (self.length + count <= self.max_seq_len).all()
-        torch._assert_async(fits, f"a row would outgrow the cache's max_seq_len={self.max_seq_len}")
+        # A constant message: torch.compile cannot trace one with a size that may vary.
+        torch._assert_async(fits, "a row would outgrow the cache's max_seq_len")
 
     def advance(self, count: Tensor) -> None:
         """Counts new tokens, int [B], once every layer has stored them."""

@@ -57,6 +57,4 @@ class FullAttention(nn.Module):
             cache.write(k, v, context.cache.length, context.count)
             k, v = cache.k, cache.v
             mask = torch.arange(k.shape[2], device=q.device) <= context.positions[:, :, None]
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask[:, None], enable_gqa=gqa
-        )
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=gqa)

@@ -1,4 +1,4 @@
-"""Rotary position embeddings (RoFormer, arXiv 2104.09864), the half-split form of GPT-NeoX and Llama.
+"""Rotary position embeddings (RoFormer, arXiv 2104.09864), in the half-split form of GPT-NeoX.
 
 Angles are computed from positions in every call: there is no table to outgrow, and no buffer that
 `model.to(torch.bfloat16)` could round.
@@ -30,6 +30,13 @@ class RopeConfig:
     partial_rotary_factor: float = 1.0
     scaling: Llama3Scaling | None = None
 
+    def __post_init__(self) -> None:
+        if not 0 < self.partial_rotary_factor <= 1:
+            raise ValueError(
+                f"partial_rotary_factor must be above 0 and at most 1, "
+                f"not {self.partial_rotary_factor}"
+            )
+
     @classmethod
     def from_hf(
         cls, config: Mapping[str, object], *, partial_rotary_factor: float = 1.0
@@ -46,31 +53,42 @@ class RopeConfig:
         scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
         if not isinstance(scaling, Mapping):
             raise ValueError(f"rope parameters must be an object, not {scaling!r}")
-        old_theta = config.get("rope_theta", config.get("rotary_emb_base", 10000.0))
-        old_partial = config.get(
-            "partial_rotary_factor", config.get("rotary_pct", partial_rotary_factor)
-        )
+        # New fields first, then older ones; null counts as absent.
+        parts = (config, scaling)
+        everything = {k: v for part in parts for k, v in part.items() if v is not None}
+
+        def number(*names: str, default: float | None = None) -> float:
+            value = next((everything[name] for name in names if name in everything), default)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"rope parameter {names[0]!r} must be a number, not {value!r}")
+            return float(value)
+
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ("default", "llama3"):
             raise ValueError(f"rope type must be 'default' or 'llama3', not {kind!r}")
         return cls(
-            rope_theta=float(scaling.get("rope_theta", old_theta)),
-            partial_rotary_factor=float(scaling.get("partial_rotary_factor", old_partial)),
+            rope_theta=number("rope_theta", "rotary_emb_base", default=10000.0),
+            partial_rotary_factor=number(
+                "partial_rotary_factor", "rotary_pct", default=partial_rotary_factor
+            ),
             scaling=None
             if kind == "default"
             else Llama3Scaling(
-                factor=float(scaling["factor"]),
-                low_freq_factor=float(scaling["low_freq_factor"]),
-                high_freq_factor=float(scaling["high_freq_factor"]),
-                original_max_position_embeddings=int(scaling["original_max_position_embeddings"]),
+                factor=number("factor"),
+                low_freq_factor=number("low_freq_factor"),
+                high_freq_factor=number("high_freq_factor"),
+                original_max_position_embeddings=int(number("original_max_position_embeddings")),
             ),
         )
 
     def to_hf(self) -> dict[str, object]:
         """The `rope_parameters` of a config.json, which `from_hf` reads back."""
-        fields: dict[str, object] = {"rope_type": "default", "rope_theta": self.rope_theta}
-        if self.partial_rotary_factor != 1.0:
-            fields["partial_rotary_factor"] = self.partial_rotary_factor
+        fields: dict[str, object] = {
+            "rope_type": "default",
+            "rope_theta": self.rope_theta,
+            # Also where it is 1: what names none gets another default in some families.
+            "partial_rotary_factor": self.partial_rotary_factor,
+        }
         if self.scaling is not None:
             fields |= {"rope_type": "llama3", **self.scaling.__dict__}
         return fields

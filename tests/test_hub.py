@@ -11,12 +11,16 @@ import pytest
 import torch
 from safetensors.torch import save
 
+import zoo
 from tests.hub_server import HubServer
 from zoo.checkpoint import read_folder
 
 # The client reads its environment when it is imported, hence processes: one for each environment.
-_WORKER = """
-import json, sys
+# The stand-in for the package saves each of them the import of torch, which hub.py does not need.
+_WORKER = f"""
+import json, sys, types
+sys.modules["zoo"] = types.ModuleType("zoo")
+sys.modules["zoo"].__path__ = {zoo.__path__!r}
 from zoo import hub
 for line in sys.stdin:
     name, repo, revision = json.loads(line)
@@ -223,12 +227,15 @@ def test_interrupted_download_resumes_where_it_stopped(hub: HubServer, client: C
 
 
 def test_broken_download_is_not_taken_for_complete_and_goes_on_later(
-    hub: HubServer, client: Client, home: Path
+    hub: HubServer, client: Client, clients: dict[str, Client], home: Path
 ) -> None:
     hub.repos["org/broken"] = sharded()
     hub.cut("org/broken", "model-00002-of-00003.safetensors", after=50, times=99, reset=True)
     assert "try again" in client.refusal("org/broken")
     assert client.cached("org/broken") is None
+    for name, process in clients.items():
+        if name != "online":
+            assert "`hf download org/broken`" in process.refusal("org/broken")
     arrived = {path.name for path in home.glob("hub/models--org--broken/snapshots/*/*")}
     assert "config.json" not in arrived
     hub.repair()
@@ -239,12 +246,35 @@ def test_broken_download_is_not_taken_for_complete_and_goes_on_later(
         assert hub.count("GET", name) == (0 if name in arrived else 1)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "generation_config.json", "config.json"])
+def test_a_snapshot_that_lost_a_shard_is_completed(hub: HubServer, client: Client) -> None:
+    hub.repos["org/lost"] = sharded()
+    folder = client.fetch("org/lost")
+    lost = folder / "model-00002-of-00003.safetensors"
+    lost.resolve().unlink()
+    assert client.cached("org/lost") is None
+    hub.requests.clear()
+    assert client.fetch("org/lost") == folder == client.cached("org/lost")
+    assert [r.path.rsplit("/", 1)[-1] for r in hub.requests if "resolve" in r.path] == [
+        lost.name
+    ] * 2  # HEAD and GET
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "model.safetensors",
+        "generation_config.json",
+        "config.json",
+        "model.safetensors.index.json",
+        "model-00002-of-00003.safetensors",
+    ],
+)
 def test_wrong_checksum_is_refused_and_not_left_in_the_cache(
     hub: HubServer, client: Client, home: Path, file: str
 ) -> None:
-    repo = f"org/corrupt-{file.split('.')[0]}"
-    hub.repos[repo] = {**single(3), "generation_config.json": b'{"eos_token_id": 7}'}
+    repo = f"org/corrupt-{file}"
+    hub.repos[repo] = sharded() if "model-" in file or "index" in file else single(3)
+    hub.repos[repo]["generation_config.json"] = b'{"eos_token_id": 7}'
     hub.corrupt(repo, file)
     error = client.refusal(repo)
     assert f"{file} came with a wrong checksum" in error

@@ -1,14 +1,53 @@
 """A zoo of hybrid language models: FlashEVA layers mixed with full attention, layer by layer.
 
-    import zoo
-    model = zoo.load("smollm2-135m-instruct-eva-hybrid")
-    print(zoo.generate(model, "Once upon a time", max_new_tokens=40)[0].text)
+import zoo
+model = zoo.load("smollm2-135m-instruct-eva-hybrid")
+print(zoo.generate(model, "Once upon a time", max_new_tokens=40)[0].text)
 """
 
-from zoo.causal_lm import CausalLM
-from zoo.generate import Generation, Sampling, generate, stream
-from zoo.loading import load, save
-from zoo.registry import list_names as list  # noqa: A004  # zoo.list() is the documented name
-from zoo.tokenizer import Tokenizer
+import importlib
+from typing import TYPE_CHECKING
 
-__all__ = ["CausalLM", "Generation", "Sampling", "Tokenizer", "generate", "list", "load", "save", "stream"]
+from zoo.registry import list_names as list
+
+if TYPE_CHECKING:
+    from zoo.causal_lm import CausalLM
+    from zoo.description import describe
+    from zoo.generation import Generation, generate, stream
+    from zoo.loading import load, save
+    from zoo.sampling import Sampling
+    from zoo.tokenizer import Tokenizer
+
+__all__ = [
+    "CausalLM",
+    "Generation",
+    "Sampling",
+    "Tokenizer",
+    "describe",
+    "generate",
+    "list",
+    "load",
+    "save",
+    "stream",
+]
+
+# Imported when first used: `zoo --help` and `zoo list` need no torch, which takes seconds.
+_MODULES = {
+    "CausalLM": "causal_lm",
+    "Generation": "generation",
+    "Sampling": "sampling",
+    "Tokenizer": "tokenizer",
+    "describe": "description",
+    "generate": "generation",
+    "load": "loading",
+    "save": "loading",
+    "stream": "generation",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'zoo' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"zoo.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -73,16 +73,14 @@ class CausalLM(nn.Module):
         """
         return self.lm_head(self.hidden_states(ids, cache, seq_start, lengths))
 
-    def new_cache(
-        self, batch_size: int, max_seq_len: int, *, max_rollback: int = 0
-    ) -> ModelCache:
+    def new_cache(self, batch_size: int, max_seq_len: int, *, max_rollback: int = 0) -> ModelCache:
         """An empty cache for `batch_size` rows of up to `max_seq_len` tokens.
 
         `max_rollback` is how many tokens `ModelCache.rollback` can take back.
         """
         weight = self.embed_tokens.weight
         return ModelCache.build(
-            [block.attention.attend for block in self.layers],
+            [block.attention.attend for block in self.layers],  # type: ignore[union-attr, misc]
             batch_size=batch_size,
             max_seq_len=max_seq_len,
             max_rollback=max_rollback,

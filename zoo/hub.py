@@ -91,7 +91,7 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
         HubError: in one line, an unreachable hub, an unknown or gated repository, an unknown
             revision, missing files, no safetensors, a wrong checksum.
     """
-    with _one_line(repo_id, revision):
+    with one_line(repo_id, revision):
         api = HfApi()
         commit = api.resolve_revision(repo_id, revision=revision)
         info = api.model_info(repo_id, revision=commit.resolved, files_metadata=True)
@@ -109,11 +109,6 @@ def fetch(repo_id: str, revision: str | None = None) -> Path:
     return folder
 
 
-def phrase(repo_id: str, folder: Path) -> str:
-    """How to call a snapshot folder in a message: the repository and the commit."""
-    return f"Hugging Face cache, {repo_id} at {folder.name[:8]}"
-
-
 def _weights(
     repo_id: str, commit: ResolvedRevision, listed: Mapping[str, RepoSibling]
 ) -> list[str]:
@@ -122,8 +117,9 @@ def _weights(
     if WEIGHTS_FILE in listed:
         names = [WEIGHTS_FILE]
     elif INDEX_FILE in listed:
-        index = hf_hub_download(repo_id, INDEX_FILE, revision=commit.resolved)
-        shards = sorted(set(read_index(Path(index)).values()))
+        index = Path(hf_hub_download(repo_id, INDEX_FILE, revision=commit.resolved))
+        _verify(repo_id, index.parent, [listed[INDEX_FILE]])
+        shards = sorted(set(read_index(index).values()))
         missing = [shard for shard in shards if shard not in listed]
         if missing:
             raise HubError(f"{where} lacks {', '.join(missing)}, which its {INDEX_FILE} names")
@@ -172,7 +168,7 @@ def _remove(path: Path) -> None:
 
 
 @contextmanager
-def _one_line(repo_id: str, revision: str | None) -> Iterator[None]:
+def one_line(repo_id: str, revision: str | None) -> Iterator[None]:
     """Turn the client's errors into a HubError that says what to do."""
     page = f"{constants.ENDPOINT}/{repo_id}"
     try:
@@ -209,13 +205,15 @@ def _one_line(repo_id: str, revision: str | None) -> Iterator[None]:
 def _unreachable(repo_id: str, revision: str | None, error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
-    offline = isinstance(error, OfflineModeIsEnabled)
-    reason = "HF_HUB_OFFLINE is set" if offline else " ".join(str(error).split())
+    if isinstance(error, OfflineModeIsEnabled):
+        reason, remedy = "HF_HUB_OFFLINE is set", "unset it"
+    else:
+        reason, remedy = " ".join(str(error).split()), "try again"
     command = f"hf download {repo_id}" + (f" --revision {revision}" if revision else "")
     return (
         f"{repo_id} is not complete in the Hugging Face cache and downloading failed ({reason}); "
-        f"try again, or run `{command}` on a machine with a network and copy its "
-        f"{constants.HF_HUB_CACHE} here, or pass a local folder"
+        f"{remedy}, or run `{command}` on a machine with a network and copy its cache to "
+        f"{constants.HF_HUB_CACHE}, or pass a local folder"
     )
 
 

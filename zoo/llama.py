@@ -1,4 +1,4 @@
-"""Llama (arXiv 2302.13971), also SmolLM2, TinyLlama and Llama 3.2: pre-norm, SwiGLU, grouped queries.
+"""Llama (arXiv 2302.13971), SmolLM2, TinyLlama, Llama 3.2: pre-norm, SwiGLU, grouped queries.
 
 Read it top to bottom: configuration, attention, block, model, names in published checkpoints.
 Which attention a layer has is `layer_types[i]`; everything inside it is in `layers/`.
@@ -22,7 +22,7 @@ from layers import (
     build_attention,
 )
 from zoo.causal_lm import CausalLM
-from zoo.config import FieldReader, check_layer_types
+from zoo.config import FieldReader, check_heads, check_layer_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +50,7 @@ class LlamaConfig:
 
     def __post_init__(self) -> None:
         check_layer_types(self.layer_types, self.num_hidden_layers)
+        check_heads(self.num_attention_heads, self.num_key_value_heads)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, object]) -> Self:

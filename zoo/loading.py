@@ -1,28 +1,27 @@
 """zoo.load: from a name to a model in eval mode, and zoo.save: from a model to a folder.
 
-What a name means (registry.py), where weights come from (sources.py) and which attention each
-layer gets are settled in that order; then the model is built without memory and filled.
+What a name means and which attention each layer gets (target.py), and where weights come from
+(sources.py), are settled first; then the model is built without memory and filled (filling.py).
 """
 
-import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
 from flasheva import EvaConfig, Impl
-from recipes import Layers, Recipe, default_placement, find_recipe, read_recipe
 from zoo.causal_lm import CausalLM
 from zoo.checkpoint import Checkpoint, write_folder
-from zoo.config import ModelConfig, to_hf
+from zoo.config import to_hf
 from zoo.families import build, preset, read_config
 from zoo.filling import fill, fill_random
-from zoo.registry import BASES, split_name, unknown_name
+from zoo.registry import BASES
 from zoo.sources import open_base, open_path, open_repo
+from zoo.target import Target, configure, resolve, say_default_placement, say_untrained
 
 log = logging.getLogger("zoo")
-_said: set[str] = set()
 
 
 def load(
@@ -59,7 +58,9 @@ def load(
     Raises:
         ValueError: one line: what is wrong, what was given and what would work.
     """
-    target = _resolve(name_or_path)
+    if impl not in get_args(Impl):
+        raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, not {impl!r}")
+    target = resolve(name_or_path)
     device = _device(device)
     checkpoint = None
     if str(weights) == "random":
@@ -68,11 +69,15 @@ def load(
         checkpoint = _open(target, weights, revision)
         hf_config = checkpoint.config
     saved = read_config(hf_config)
-    config = _configure(target, saved, eva, layer_types)
+    if checkpoint and target.base and saved.model_type != BASES[target.base].family:
+        raise ValueError(f"{target.label} is no {saved.model_type}, as {checkpoint.source} is")
+    config = configure(target, saved, eva, layer_types)
+    if layer_types is None:
+        say_default_placement(target, config)
     with torch.device("meta"):
         model = build(config, impl)
     model.hf_config = hf_config
-    wanted = _dtype(dtype, device, checkpoint)
+    wanted = _dtype(dtype, device, model, checkpoint)
     if checkpoint is None:
         fill_random(model, device, wanted)
         model.weights_source = "random weights"
@@ -80,7 +85,7 @@ def load(
         source = checkpoint.source
         untrained = fill(model, checkpoint.tensors, saved.layer_types, device, wanted, source)
         if untrained:
-            _say_untrained(target, len(untrained))
+            say_untrained(target, len(untrained))
         model.tokenizer = checkpoint.tokenizer
         model.weights_source = source
     log.info("%s: weights from %s", target.label, model.weights_source)
@@ -106,49 +111,7 @@ def save(model: CausalLM, folder: str | Path) -> None:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Target:
-    """What a name means: one of base, path and repo, and what becomes of its layers."""
-
-    label: str
-    base: str | None = None
-    path: Path | None = None
-    repo: str | None = None
-    all_eva: bool = False
-    default_hybrid: bool = False
-    recipe: Recipe | None = None
-
-
-def _resolve(name_or_path: str | Path) -> _Target:
-    name, path = str(name_or_path), Path(name_or_path)
-    if found := split_name(name):
-        base, variant = found
-        recipe = find_recipe(name) if variant == "-eva-hybrid" else None
-        return _Target(
-            name,
-            base=base,
-            all_eva=variant == "-eva",
-            default_hybrid=variant == "-eva-hybrid" and recipe is None,
-            recipe=recipe,
-        )
-    if path.suffix == ".toml":
-        recipe = read_recipe(path)
-        beside = path.parent / recipe.base  # a folder may be named relative to its recipe
-        base_name = str(beside) if "/" in recipe.base and beside.exists() else recipe.base
-        if Path(base_name).suffix == ".toml":
-            raise ValueError(f"{path}: base must be a model, not another recipe {recipe.base!r}")
-        return dataclasses.replace(_resolve(base_name), label=name, recipe=recipe)
-    if path.expanduser().exists():
-        return _Target(name, path=path)
-    looks_like_path = name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".safetensors")
-    if looks_like_path or isinstance(name_or_path, Path):
-        raise ValueError(f"no such file or folder: {name}")
-    if name.count("/") == 1 and all(name.split("/")):
-        return _Target(name, repo=name)
-    raise ValueError(unknown_name(name))
-
-
-def _preset(target: _Target) -> dict[str, object]:
+def _preset(target: Target) -> dict[str, object]:
     if target.base is None:
         raise ValueError(
             f"weights='random' needs a registered name, not {target.label!r}; see `zoo list`"
@@ -157,7 +120,7 @@ def _preset(target: _Target) -> dict[str, object]:
     return preset(base.family, base.preset)
 
 
-def _open(target: _Target, weights: str | Path, revision: str | None) -> Checkpoint:
+def _open(target: Target, weights: str | Path, revision: str | None) -> Checkpoint:
     path = target.path if str(weights) == "auto" else Path(weights)
     if path is not None:
         if revision is not None:
@@ -169,76 +132,40 @@ def _open(target: _Target, weights: str | Path, revision: str | None) -> Checkpo
     return open_base(BASES[target.base], revision)
 
 
-def _configure(
-    target: _Target,
-    saved: ModelConfig,
-    eva: EvaConfig | None,
-    layer_types: Sequence[str] | None,
-) -> ModelConfig:
-    depth = saved.num_hidden_layers
-    types, options = saved.layer_types, saved.eva
-    if target.recipe is not None:
-        types = target.recipe.layer_types(depth)
-        try:
-            options = EvaConfig.from_dict(target.recipe.eva)
-        except ValueError as error:
-            raise ValueError(f"recipe {target.recipe.name!r}: {error}") from None
-    elif target.all_eva:
-        types = ("eva_attention",) * depth
-    elif target.default_hybrid:
-        layers = Layers(exact=default_placement(depth))
-        types = Recipe(name=target.label, base="", eva={}, layers=layers).layer_types(depth)
-        if layer_types is None:
-            exact = [layer for layer, kind in enumerate(types) if kind == "full_attention"]
-            _warn_once(
-                f"{target.label}: its exact layers have not been searched for; "
-                f"using {len(exact)} evenly spaced ones, {exact}"
-            )
-    if layer_types is not None:
-        types = tuple(layer_types)
-    assert dataclasses.is_dataclass(saved) and not isinstance(saved, type)
-    return dataclasses.replace(saved, layer_types=types, eva=eva or options)
-
-
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ValueError(f"unknown device {device!r}; try 'cpu' or 'cuda'") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but this torch sees no GPU")
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):  # how depends on the kind of device
+        raise ValueError(f"this torch cannot use device {str(device)!r}; try 'cpu'") from None
     return device
 
 
 def _dtype(
-    dtype: str | torch.dtype | None, device: torch.device, checkpoint: Checkpoint | None
+    dtype: str | torch.dtype | None,
+    device: torch.device,
+    model: CausalLM,
+    checkpoint: Checkpoint | None,
 ) -> torch.dtype:
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
-        return dtype
     if dtype is None:
         if device.type == "cpu" or checkpoint is None:
             return torch.float32
-        dtypes = {checkpoint.tensors.dtype(name) for name in checkpoint.tensors.keys()}
-        return torch.float32 if torch.float32 in dtypes else min(dtypes, key=str)
-    found = getattr(torch, str(dtype), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        # Of the parameters only: old checkpoints hold masks and such beside them.
+        tensors = checkpoint.tensors
+        names = {model.hf_name(name) for name, _ in model.named_parameters()}
+        dtypes = {tensors.dtype(name) for name in names.intersection(tensors.keys())}
+        mixed = torch.float32 in dtypes or not dtypes
+        return torch.float32 if mixed else min(dtypes, key=str)
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise ValueError(
             f"dtype must be one of float32, bfloat16, float16, float64, not {dtype!r}"
         )
     return found
-
-
-def _say_untrained(target: _Target, count: int) -> None:
-    recipe = f"recipe {target.recipe.name!r}" if target.recipe else "no shipped recipe"
-    _warn_once(
-        f"{target.label}: the EVA parameters of {count} layers are untrained, at their initial "
-        f"values ({recipe} trains them)"
-    )
-
-
-def _warn_once(message: str) -> None:
-    if message not in _said:
-        _said.add(message)
-        log.warning(message)

@@ -22,7 +22,7 @@ from layers import (
     build_attention,
 )
 from zoo.causal_lm import CausalLM
-from zoo.config import FieldReader, check_layer_types
+from zoo.config import FieldReader, check_heads, check_layer_types
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +47,7 @@ class PhiConfig:
 
     def __post_init__(self) -> None:
         check_layer_types(self.layer_types, self.num_hidden_layers)
+        check_heads(self.num_attention_heads, self.num_key_value_heads)
 
     @property
     def head_dim(self) -> int:

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# Dividing by less overflows float32; above it, other tokens have no chance already.
+_COLD = 1e-6
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -70,7 +73,7 @@ def next_tokens(
         penalty = sampling.repetition_penalty
         penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
         logits = torch.where(seen, penalised, logits)
-    if sampling.temperature == 0:
+    if sampling.temperature < _COLD:
         return logits.argmax(-1)
     probabilities = keep(logits / sampling.temperature, sampling).softmax(-1)
     # The largest of p / e with e ~ Exp(1) is a draw from p (the exponential race), without the

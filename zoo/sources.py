@@ -32,11 +32,15 @@ def open_repo(repo: str, revision: str | None) -> Checkpoint:
         ValueError: it cannot be had; one line that says what would work.
     """
     at = f"{repo} at {revision}" if revision else repo
-    folder = hub.cached(repo, revision)
-    if folder is not None:
-        return read_folder(folder, source=f"Hugging Face cache, {at} ({folder.name[:8]})")
-    folder = hub.fetch(repo, revision)
-    return read_folder(folder, source=f"Hugging Face hub, {at} ({folder.name[:8]})")
+    folder, where = hub.cached(repo, revision), "cache"
+    # Other tools download models without their tokenizers.
+    if folder is None or not any(folder.glob("tokenizer.*")):
+        try:
+            folder, where = hub.fetch(repo, revision), "hub"
+        except hub.HubError:
+            if folder is None:
+                raise
+    return read_folder(folder, source=f"Hugging Face {where}, {at} ({folder.name[:8]})")
 
 
 def open_base(base: Base, revision: str | None) -> Checkpoint:

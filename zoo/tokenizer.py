@@ -1,7 +1,10 @@
 """Tokenizer: text to ids and back, special tokens and chat template, over `tokenizers`.
 
-It reads what models are published with (`tokenizer.json`, or SentencePiece's `tokenizer.model`),
-gives the ids that transformers' AutoTokenizer gives, and writes what AutoTokenizer reads.
+It reads what models are published with (`tokenizer.json`, or SentencePiece's `tokenizer.model`)
+and writes what transformers' AutoTokenizer reads. The ids are those of the published file, which
+are AutoTokenizer's too, except where version 5 rebuilds a tokenizer from its class: LlamaTokenizer
+then treats a leading space and text after special tokens otherwise, and GPT2Tokenizer forgets
+SmolLM2's rule that digits stand alone.
 """
 
 import json
@@ -85,12 +88,16 @@ class Tokenizer:
             add_bos: True and False put exactly one or no bos in front, whatever the text says;
                 None does what the model was published with. Pass False for a rendered chat,
                 whose template has spelled out its bos.
+
+        Raises:
+            ValueError: add_bos=True without a bos token, or text with lone surrogates.
         """
-        if add_bos is None:
-            return self._backend.encode(text).ids
         if add_bos and self.bos_id is None:
             raise ValueError("add_bos=True needs a bos token and this tokenizer has none")
-        ids = self._backend.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self._backend.encode(text, add_special_tokens=add_bos is None).ids
+        except TypeError:  # what the library raises for half of a surrogate pair
+            raise ValueError("the text is not valid Unicode: it has a lone surrogate") from None
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

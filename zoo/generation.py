@@ -4,9 +4,10 @@ Prompts are aligned left and read in pieces of bounded size; each row then grows
 step until it ends, and a row gives the same text alone and in any batch.
 """
 
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from zoo.sampling import Sampling, next_tokens
 from zoo.stopping import TextUntilStop
 
 _PREFILL_PIECE = 512  # tokens a row and piece: bounds the memory of a long prompt
-_ROUND_CACHE = 256  # compiled graphs are shared by caches of the same size
+_ROUND_CACHE = 512  # compiled graphs are shared by caches of a size; holds a padded piece
 
 Prompt = str | Sequence[int]
 
@@ -68,8 +69,8 @@ def generate(
         ValueError: an empty prompt, one that does not fit, a token outside the vocabulary, or
             text for a model without a tokenizer.
     """
-    rows = _rows(model, prompts, stop)
-    for _ in _run(model, rows, max_new_tokens, sampling or Sampling(), max_seq_len, compile):
+    rows = _rows(model, prompts, stop, max_new_tokens, max_seq_len)
+    for _ in _run(model, rows, sampling or Sampling(), compile):
         pass
     return [row.result() for row in rows]
 
@@ -85,25 +86,26 @@ def stream(
     compile: bool = False,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
-    rows = _rows(model, [prompt], stop)
-    yield from _run(model, rows, max_new_tokens, sampling or Sampling(), max_seq_len, compile)
+    rows = _rows(model, [prompt], stop, max_new_tokens, max_seq_len)
+    return _run(model, rows, sampling or Sampling(), compile)
 
 
 @dataclass
 class _Row:
     prompt_ids: list[int]
+    room: int  # for new tokens
     text: TextUntilStop | None
     eos_ids: tuple[int, ...]
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
 
-    def take(self, token: int, room: int) -> str:
-        """Adds a token; the text that is certain now. `room` is how many more may come."""
+    def take(self, token: int) -> str:
+        """Adds a token; the text that is certain now."""
         self.ids.append(token)
         piece = self.text.step(token) if self.text is not None else ""
         if token in self.eos_ids or (self.text is not None and self.text.stopped):
             self.finish_reason = "stop"
-        elif room == 0:
+        elif len(self.ids) == self.room:
             self.finish_reason = "length"
         if self.finish_reason is not None and self.text is not None:
             piece += self.text.flush()
@@ -118,11 +120,21 @@ class _Row:
 
 
 def _rows(
-    model: CausalLM, prompts: Prompt | Sequence[Prompt], stop: Sequence[str]
+    model: CausalLM,
+    prompts: Prompt | Sequence[Prompt],
+    stop: Sequence[str],
+    max_new_tokens: int,
+    max_seq_len: int | None,
 ) -> list[_Row]:
+    context = model.config.max_position_embeddings if max_seq_len is None else max_seq_len
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    if isinstance(prompts, Tensor):
+        prompts = prompts.tolist()
     single = isinstance(prompts, str) or all(isinstance(token, int) for token in prompts)
     listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item,assignment]
     tokenizer = model.tokenizer
+    stop = [stop] if isinstance(stop, str) else stop
     if "" in stop:
         raise ValueError("a stop string must not be empty")
     if stop and tokenizer is None:
@@ -144,8 +156,14 @@ def _rows(
                     f"prompt{where} has token {token}, outside the vocabulary of "
                     f"{model.config.vocab_size}"
                 )
+        if len(ids) >= context:
+            raise ValueError(
+                f"prompt{where} has {len(ids)} tokens and leaves no room in a context of "
+                f"{context}; shorten it"
+            )
+        room = min(max_new_tokens, context - len(ids))
         text = None if tokenizer is None else TextUntilStop(tokenizer.stream(), stop)
-        rows.append(_Row(ids, text, () if tokenizer is None else tokenizer.eos_ids))
+        rows.append(_Row(ids, room, text, () if tokenizer is None else tokenizer.eos_ids))
     if not rows:
         raise ValueError("there is no prompt; give at least one")
     return rows
@@ -155,23 +173,12 @@ def _rows(
 def _run(
     model: CausalLM,
     rows: list[_Row],
-    max_new_tokens: int,
     sampling: Sampling,
-    max_seq_len: int | None,
     compile: bool,
 ) -> Iterator[str]:
     """Fills `rows`; yields the text of the first one as it comes."""
-    context = max_seq_len or model.config.max_position_embeddings
-    longest = max(len(row.prompt_ids) for row in rows)
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if longest >= context:
-        raise ValueError(
-            f"a prompt of {longest} tokens leaves no room in a context of {context}; shorten it"
-        )
-    size = min(longest + max_new_tokens, context)
-    room = [min(max_new_tokens, context - len(row.prompt_ids)) for row in rows]
-    step = _compiled() if compile else _next_logits
+    size = max(len(row.prompt_ids) + row.room for row in rows)
+    step = _compiled(model) if compile else _next_logits
     device = model.device
     cache = model.new_cache(len(rows), -(-size // _ROUND_CACHE) * _ROUND_CACHE)
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
@@ -184,7 +191,7 @@ def _run(
         for number, token in enumerate(tokens.tolist()):
             row = rows[number]
             if row.finish_reason is None:
-                piece = row.take(token, room[number] - len(row.ids) - 1)
+                piece = row.take(token)
                 if number == 0 and piece:
                     yield piece
         going = [row.finish_reason is None for row in rows]
@@ -230,6 +237,17 @@ def _next_logits(model: CausalLM, ids: Tensor, cache: ModelCache, lengths: Tenso
     return model.lm_head(hidden.gather(1, last).squeeze(1))
 
 
-@functools.cache
-def _compiled() -> Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]:
-    return torch.compile(_next_logits, fullgraph=True)
+_Step = Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]
+_steps: WeakKeyDictionary[CausalLM, _Step] = WeakKeyDictionary()
+
+
+def _compiled(model: CausalLM) -> _Step:
+    """One handle per model.
+
+    torch.compile refuses after 8 graphs of one code object, and a model needs up to 7: a piece or
+    a step, one row or several, caches of the first size or of any.
+    """
+    if model not in _steps:
+        own = FunctionType(_next_logits.__code__.replace(), _next_logits.__globals__)
+        _steps[model] = torch.compile(own, fullgraph=True)
+    return _steps[model]

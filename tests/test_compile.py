@@ -1,0 +1,140 @@
+"""torch.compile takes whole models: no graph break, and no recompile as lengths change.
+
+`aot_eager` traces all that Inductor would compile, in a second; one test runs Inductor itself.
+"""
+
+import pytest
+import torch
+
+import zoo
+import zoo.generation
+from tests.test_cache import KINDS, tiny
+
+LENGTHS = [40, 57, 100, 33, 200]
+no_recompile = torch._dynamo.config.patch(error_on_recompile=True)
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def ids(B: int, T: int) -> torch.Tensor:
+    return torch.randint(97, (B, T), generator=torch.Generator().manual_seed(T))
+
+
+def test_the_guard_of_these_tests_can_fail():
+    compiled = torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+    compiled(torch.zeros(3))
+    with no_recompile, pytest.raises(torch._dynamo.exc.RecompileError):
+        compiled(torch.zeros(4))
+
+
+@pytest.mark.parametrize(("window", "summary_map"), [("sliding", "linear"), ("block", "pooled")])
+def test_dynamic_lengths_never_recompile(window, summary_map):
+    model = tiny(window=window, summary_map=summary_map)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    with torch.no_grad(), no_recompile:
+        for T in LENGTHS:
+            torch.testing.assert_close(compiled(ids(2, T)), model(ids(2, T)), rtol=0, atol=1e-10)
+
+
+def test_by_default_no_length_from_the_third_on_recompiles():
+    model = tiny(summary_map="layernorm")
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        for T in LENGTHS[:2]:
+            compiled(ids(2, T))
+        with no_recompile:
+            for T in LENGTHS:
+                full = model(ids(2, T))
+                torch.testing.assert_close(compiled(ids(2, T)), full, rtol=0, atol=1e-10)
+
+
+def test_training_on_packed_rows_never_recompiles_and_has_the_same_gradients():
+    model = tiny()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend="aot_eager")
+    with no_recompile:
+        for T in LENGTHS:
+            start = (torch.arange(T, dtype=torch.int32) // 16 * 16).expand(2, -1).contiguous()
+            grads = []
+            for run in (model, compiled):
+                model.zero_grad()
+                run(ids(2, T), seq_start=start).square().mean().backward()
+                grads.append([p.grad.clone() for p in model.parameters()])
+            for a, b in zip(*grads, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_training_with_noise_compiles():
+    model = tiny(("eva_attention",), training_noise=True).train()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    compiled(ids(2, 40)).square().mean().backward()
+    assert not torch.equal(compiled(ids(2, 40)), compiled(ids(2, 40)))
+
+
+def test_decoding_compiles_for_prefill_and_steps_only():
+    model = tiny(KINDS)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    full = model(ids(2, 70))
+    with torch.no_grad():
+        cache = model.new_cache(2, 96)
+        pieces = ids(2, 70).split([20, 1, 20] + [1] * 29, 1)
+        out = [compiled(piece, cache) for piece in pieces[:2]]
+        with no_recompile:
+            out += [compiled(piece, cache) for piece in pieces[2:]]
+    torch.testing.assert_close(torch.cat(out, 1), full, rtol=0, atol=1e-10)
+
+
+def test_inductor_gives_the_same_numbers():
+    """The real compiler, once: a step of every kind of layer onto a cache."""
+    model = tiny(dtype=torch.float32)
+    compiled = torch.compile(model, fullgraph=True)
+    with torch.no_grad():
+        full = model(ids(1, 41))
+        cache = model.new_cache(1, 64)
+        model(ids(1, 41)[:, :36], cache)
+        out = [compiled(token, cache) for token in ids(1, 41)[:, 36:].split(1, 1)]
+    assert (torch.cat(out, 1) - full[:, 36:]).abs().max() <= 1e-5 * full.abs().max()
+
+
+def test_generation_does_not_recompile_for_other_prompts(monkeypatch):
+    model = tiny(dtype=torch.float32)
+    monkeypatch.setattr(
+        zoo.generation,
+        "_compiled",
+        lambda model: torch.compile(
+            zoo.generation._next_logits, fullgraph=True, backend="aot_eager"
+        ),
+    )
+    for number, length in enumerate((5, 30, 17)):
+        prompt = ids(1, length)[0].tolist()
+        eager = zoo.generate(model, prompt, max_new_tokens=12)[0].ids
+        with torch._dynamo.config.patch(error_on_recompile=number > 0):
+            out = zoo.generate(model, prompt, max_new_tokens=12, compile=True)[0].ids
+        assert out == eager
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_gpu_with_inductor_and_flexattention(dtype):
+    """auto is FlexAttention here: training and inference, lengths off the tile grid."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sizes = {"window_size": 64, "chunk_size": 16}
+    model = tiny(dtype=dtype, impl="auto", **sizes).cuda()
+    wide = tiny(dtype=torch.float64, impl="auto", **sizes).cuda()
+    wide.load_state_dict({k: v.double() for k, v in model.state_dict().items()})
+    compiled = torch.compile(model, fullgraph=True)
+    tolerance = 1e-4 if dtype == torch.float32 else 0.05
+    for number, T in enumerate((300, 517, 1024, 333, 2000)):
+        tokens = torch.randint(97, (2, T), device="cuda")
+        with torch.no_grad():
+            exact = wide(tokens)
+        outs = [model(tokens)]
+        with torch._dynamo.config.patch(error_on_recompile=number > 1):
+            outs.append(compiled(tokens))
+            outs[1].float().square().mean().backward()
+        for out in outs:
+            assert (out.double() - exact).norm() / exact.norm() < tolerance

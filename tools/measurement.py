@@ -1,0 +1,41 @@
+"""What a measurement of a model depends on, for the rows that `append_result` writes."""
+
+from typing import TYPE_CHECKING
+
+from tools.model_options import layers_by_type
+
+if TYPE_CHECKING:
+    from flasheva import Impl
+    from zoo import CausalLM
+
+
+def model_case(name: str, model: "CausalLM") -> dict[str, object]:
+    """The model's part of a row's `case`: weights, dtype, the attention of each layer."""
+    config = model.config
+    case: dict[str, object] = {
+        "model": name,
+        "weights_source": model.weights_source,
+        "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
+        "layers": layers_by_type(config.layer_types),
+    }
+    if set(config.layer_types) != {"full_attention"}:
+        case["eva"] = config.eva.to_dict()
+    return case
+
+
+def implementation(model: "CausalLM", impl: "Impl", tokens: int) -> str:
+    """The row's `impl`: what computes rows of so many `tokens` in layers without full attention.
+
+    "sdpa" for a model that has no such layers.
+    """
+    import torch
+
+    from flasheva import resolve_impl
+
+    config, weight = model.config, model.embed_tokens.weight
+    if set(config.layer_types) == {"full_attention"}:
+        return "sdpa"
+    shape = (1, config.num_attention_heads, tokens, config.head_dim)
+    q = torch.empty(1, dtype=weight.dtype, device=weight.device).expand(shape)
+    with torch.inference_mode():
+        return resolve_impl(q, impl)

@@ -1,0 +1,104 @@
+"""`zoo perplexity`: of a text file, in windows that are scored alone."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tools.display import print_json, progress
+from tools.entry import command_line, run_command
+from tools.measurement import implementation, model_case
+from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
+from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_options
+from tools.results import append_result, check_appendable
+from tools.text_files import read_text
+
+if TYPE_CHECKING:
+    from tools.scoring.perplexity import Perplexity
+
+
+@with_options
+def perplexity(
+    source: SourceOptions,
+    runtime: RuntimeOptions,
+    attention: AttentionOptions,
+    text: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="UTF-8 text, or JSON lines; .xz, .gz and .zst work."),
+    ],
+    name: ModelName = DEFAULT_MODEL,
+    window: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Of the windows that the text is cut into.")
+    ] = 2048,
+    windows: Annotated[
+        int | None, typer.Option(metavar="N", help="Only the first N.", show_default="all")
+    ] = None,
+    batch_size: BatchSize = 1,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Measures the perplexity of a text.
+
+    The text is tokenised as one string without bos and cut into windows, each scored without what
+    came before it. The second half counts predictions from the middle of a window on.
+    """
+    check_appendable(out)
+    content = read_text(text)
+    model = load_model(name, source, attention, runtime)
+    from tools.scoring.perplexity import cut_windows, measure_perplexity
+
+    longest = model.config.max_position_embeddings
+    if window > longest:
+        raise ValueError(f"a window of {window} tokens exceeds {name}'s context of {longest}")
+    if model.tokenizer is None:
+        raise ValueError("perplexity needs a tokenizer, which this model does not have")
+    rows = cut_windows(model.tokenizer.encode(content, add_bos=False), window, windows)
+    start = time.perf_counter()
+    with progress("windows", len(rows)) as advance:
+        result = measure_perplexity(model, rows, batch_size=batch_size, advance=advance)
+    seconds = time.perf_counter() - start
+    found = {"perplexity": result.all, "perplexity_second_half": result.second_half}
+    if json:
+        print_json(
+            model_case(name, model)
+            | {"text": text.name, "window": window, "windows": len(rows)}
+            | {metric: part.value for metric, part in found.items()}
+            | {f"{metric}_error": part.standard_error for metric, part in found.items()}
+            | {"tokens": result.all.tokens, "seconds": round(seconds, 3)}
+        )
+    else:
+        print(f"perplexity {_shown(result.all)}")
+        print(f"perplexity of the second half {_shown(result.second_half)}")
+        print(f"{len(rows)} windows of {window} tokens in {seconds:.1f} s")
+    if out is not None:
+        case = model_case(name, model) | {
+            "task": "perplexity",
+            "text": text.name,
+            "context": window,
+            "windows": len(rows),
+            "batch": batch_size,
+        }
+        for metric, part in found.items():
+            append_result(
+                out,
+                bench="evaluate",
+                case=case | {"tokens": part.tokens},
+                impl=implementation(model, runtime.impl, window),
+                metric=metric,
+                value=part.value,
+                unit="",
+                spread=part.standard_error,
+                device=model.device,
+                command=command_line(),
+            )
+
+
+def _shown(part: "Perplexity") -> str:
+    error = "" if part.standard_error is None else f" ± {part.standard_error:.3f}"
+    return f"{part.value:.3f}{error} over {part.tokens:,} tokens"
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(perplexity, "perplexity"))

@@ -1,0 +1,99 @@
+"""read_text: a text file, plain or compressed, as one string."""
+
+import gzip
+import json
+import lzma
+import zlib
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+_BLOCK = 1 << 20  # bytes read at once
+
+
+def read_text(path: Path) -> str:
+    """Reads a UTF-8 file: text, or JSON lines with a "text" each, which blank lines then part.
+
+    Args:
+        path: .xz, .gz and .zst files are decompressed; .jsonl, alone or before that, means JSON
+            lines.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: in one line, a file that is damaged, not UTF-8, not such JSON, or empty.
+    """
+    try:
+        with path.open("rb") as raw:
+            content = b"".join(_blocks(raw, path.suffix))
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from None
+    text = decode(content, str(path))
+    if ".jsonl" in path.suffixes:
+        text = "\n\n".join(_documents(path, text))
+    if not text.strip():
+        raise ValueError(f"{path} holds no text")
+    return text
+
+
+def decode(content: bytes, source: str) -> str:
+    """UTF-8 to text, line ends as they are; a ValueError names the `source`."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{source} is not UTF-8 text (at byte {error.start})") from None
+
+
+def _documents(path: Path, content: str) -> Iterator[str]:
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            yield json_field(line, "text", f"{path}, line {number}")
+
+
+def json_field(line: str, field: str, source: str) -> str:
+    """A string of a JSON object; a ValueError names the `source`."""
+    try:
+        value = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        raise ValueError(f"{source}: not valid JSON") from None
+    text = value.get(field) if isinstance(value, dict) else None
+    if not isinstance(text, str):
+        raise ValueError(f'{source}: expected an object with a string "{field}"')
+    return text
+
+
+def _blocks(raw: BinaryIO, suffix: str) -> Iterator[bytes]:
+    match suffix:
+        case ".xz":
+            with lzma.open(raw) as file:
+                yield from iter(partial(file.read, _BLOCK), b"")
+        case ".gz":
+            with gzip.open(raw) as file:
+                yield from iter(partial(file.read, _BLOCK), b"")
+        case ".zst":
+            yield from _zstandard_blocks(raw)
+        case _:
+            yield from iter(partial(raw.read, _BLOCK), b"")
+
+
+def _zstandard_blocks(raw: BinaryIO) -> Iterator[bytes]:
+    try:
+        import zstandard
+    except ModuleNotFoundError:
+        raise ValueError(
+            "reading .zst files needs a package that is missing: pip install zstandard"
+        ) from None
+    # Not `zstandard.open`: it reads one frame only, and takes a truncated one for whole.
+    frame = None
+    try:
+        for block in iter(partial(raw.read, _BLOCK), b""):
+            while block:
+                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                yield frame.decompress(block)
+                block = frame.unused_data  # the beginning of the next frame
+                if frame.eof:
+                    frame = None
+    except zstandard.ZstdError as error:
+        raise EOFError(error) from None
+    if frame is not None:
+        raise EOFError("it ends too early")

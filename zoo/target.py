@@ -1,0 +1,121 @@
+"""What a name means: where its weights come from, and which attention each layer gets."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from flasheva import EvaConfig
+from recipes import Layers, Recipe, default_placement, find_recipe, read_recipe
+from zoo.config import ModelConfig
+from zoo.registry import split_name, unknown_name
+
+log = logging.getLogger("zoo")
+_said: set[str] = set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a name means: one of base, path and repo, and what becomes of its layers."""
+
+    label: str
+    base: str | None = None
+    path: Path | None = None
+    repo: str | None = None
+    all_eva: bool = False
+    default_hybrid: bool = False
+    recipe: Recipe | None = None
+
+
+def resolve(name_or_path: str | Path) -> Target:
+    """The meaning of a registered name, a recipe file, a local path or "org/name".
+
+    Raises:
+        ValueError: it means nothing; the message lists near names.
+    """
+    name, path = str(name_or_path), Path(name_or_path)
+    if found := split_name(name):
+        base, variant = found
+        recipe = find_recipe(name) if variant == "-eva-hybrid" else None
+        return Target(
+            name,
+            base=base,
+            all_eva=variant == "-eva",
+            default_hybrid=variant == "-eva-hybrid" and recipe is None,
+            recipe=recipe,
+        )
+    if path.suffix == ".toml":
+        recipe = read_recipe(path)
+        beside = path.parent / recipe.base  # a folder may be named relative to its recipe
+        base_name = str(beside) if "/" in recipe.base and beside.exists() else recipe.base
+        if Path(base_name).suffix == ".toml":
+            raise ValueError(f"{path}: base must be a model, not another recipe {recipe.base!r}")
+        return dataclasses.replace(resolve(base_name), label=name, recipe=recipe)
+    if path.expanduser().exists():
+        return Target(name, path=path)
+    looks_like_path = name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".safetensors")
+    if looks_like_path or isinstance(name_or_path, Path):
+        raise ValueError(f"no such file or folder: {name}")
+    if name.count("/") == 1 and all(name.split("/")):
+        return Target(name, repo=name)
+    raise ValueError(unknown_name(name))
+
+
+def configure(
+    target: Target,
+    saved: ModelConfig,
+    eva: EvaConfig | None,
+    layer_types: Sequence[str] | None,
+) -> ModelConfig:
+    """The model's config: `saved`, changed by the name or recipe, changed by the arguments.
+
+    Raises:
+        ValueError: a recipe or layer types that do not fit the model.
+    """
+    depth = saved.num_hidden_layers
+    types, options = saved.layer_types, saved.eva
+    if target.recipe is not None:
+        types = target.recipe.layer_types(depth)
+        try:
+            options = EvaConfig.from_dict(target.recipe.eva)
+        except ValueError as error:
+            raise ValueError(f"recipe {target.recipe.name!r}: {error}") from None
+    elif target.base is not None and not target.all_eva and not target.default_hybrid:
+        types = ("full_attention",) * depth  # as published, whatever folder the weights are in
+    elif target.all_eva:
+        types = ("eva_attention",) * depth
+    elif target.default_hybrid:
+        layers = Layers(exact=default_placement(depth))
+        types = Recipe(name=target.label, base="", eva={}, layers=layers).layer_types(depth)
+    if layer_types is not None:
+        types = tuple(layer_types)
+    assert dataclasses.is_dataclass(saved) and not isinstance(saved, type)
+    return dataclasses.replace(saved, layer_types=types, eva=eva or options)
+
+
+def say_default_placement(target: Target, config: ModelConfig) -> None:
+    """Warns, once, that a hybrid's exact layers were placed by a rule and not by a search."""
+    if target.default_hybrid:
+        exact = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
+        _warn_once(
+            f"{target.label}: its exact layers have not been searched for; "
+            f"using {len(exact)} evenly spaced ones, {exact}"
+        )
+
+
+def say_untrained(target: Target, layers: int) -> None:
+    """Warns, once, that a model was converted just now."""
+    if target.recipe is not None:
+        recipe = f"its recipe is {target.recipe.name!r}"
+    else:
+        recipe = "no recipe trains it yet"
+    _warn_once(
+        f"{target.label}: the EVA parameters of {layers} layers are untrained, at their initial "
+        f"values; {recipe}"
+    )
+
+
+def _warn_once(message: str) -> None:
+    if message not in _said:
+        _said.add(message)
+        log.warning(message)
