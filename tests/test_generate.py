@@ -354,8 +354,8 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
         (["a", ""], "prompt 1 is empty"),
         ([[1, 2], [3, VOCAB_SIZE]], f"prompt 1 has token {VOCAB_SIZE}, outside the vocabulary"),
         ([-1], "prompt has token -1, outside the vocabulary of 512"),
-        ([1] * 256, "prompt of 256 tokens leaves no room in a context of 256"),
-        ([[1], [1] * 300], "prompt of 300 tokens leaves no room in a context of 256"),
+        ([1] * 256, "prompt has 256 tokens and leaves no room in a context of 256"),
+        ([[1], [1] * 300], "prompt 1 has 300 tokens and leaves no room in a context of 256"),
         ("x" * 2000, "leaves no room in a context of 256"),
     ],
 )
