@@ -12,8 +12,8 @@ from tokenizers import models
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from zoo.checkpoint import Checkpoint, read_folder, write_folder
-from zoo.tokenizer import Tokenizer
+from zoo.text.tokenizer import Tokenizer
+from zoo.weights.checkpoint import Checkpoint, read_folder, write_folder
 
 CONFIG: dict[str, object] = {"model_type": "llama", "hidden_size": 8, "name": "é"}
 

@@ -24,7 +24,7 @@ from flasheva import EvaConfig
 from tests.tiny import END, VOCAB_SIZE, make_model, make_tokenizer, mixed, tokenizer_json
 from zoo import generation
 from zoo.sampling import Sampling, keep, next_tokens
-from zoo.stopping import TextUntilStop
+from zoo.text.stopping import TextUntilStop
 
 Prompt = str | Sequence[int]
 Prompts = Prompt | Sequence[Prompt]

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from zoo.checkpoint import Checkpoint
-from zoo.gguf import package_gguf, read_gguf
-from zoo.tokenizer import Tokenizer
+from zoo.text.tokenizer import Tokenizer
+from zoo.weights.checkpoint import Checkpoint
+from zoo.weights.gguf import package_gguf, read_gguf
 
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, MLP, LAYERS = 64, 4, 2, 16, 96, 2
 CORPUS = [

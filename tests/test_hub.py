@@ -13,7 +13,7 @@ from safetensors.torch import save
 
 import zoo
 from tests.hub_server import HubServer
-from zoo.checkpoint import read_folder
+from zoo.weights.checkpoint import read_folder
 
 # The client reads its environment when it is imported, hence processes: one for each environment.
 # The stand-in for the package saves each of them the import of torch, which hub.py does not need.
@@ -21,7 +21,7 @@ _WORKER = f"""
 import json, sys, types
 sys.modules["zoo"] = types.ModuleType("zoo")
 sys.modules["zoo"].__path__ = {zoo.__path__!r}
-from zoo import hub
+from zoo.weights import hub
 for line in sys.stdin:
     name, repo, revision = json.loads(line)
     try:
@@ -40,7 +40,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-    """`zoo.hub` in a process of its own."""
+    """`zoo.weights.hub` in a process of its own."""
 
     def __init__(self, env: dict[str, str], log: Path) -> None:
         self.log = log

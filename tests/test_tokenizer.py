@@ -19,7 +19,7 @@ from tokenizers import (
 from tokenizers import Tokenizer as Backend
 from transformers import AutoTokenizer
 
-from zoo.tokenizer import Tokenizer
+from zoo.text.tokenizer import Tokenizer
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog; it's 12:30 and they're late, aren't we?",

@@ -11,7 +11,7 @@ from flasheva import EvaConfig
 from zoo import CausalLM, Tokenizer
 from zoo.config import ModelConfig
 from zoo.families import build, read_config
-from zoo.filling import fill_random
+from zoo.weights.filling import fill_random
 
 FAMILIES = ("llama", "gpt_neox", "phi")
 VOCAB_SIZE = 512

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from zoo.generation import Generation, generate, stream
     from zoo.loading import load, save
     from zoo.sampling import Sampling
-    from zoo.tokenizer import Tokenizer
+    from zoo.text.tokenizer import Tokenizer
 
 __all__ = [
     "CausalLM",
@@ -36,7 +36,7 @@ _MODULES = {
     "CausalLM": "causal_lm",
     "Generation": "generation",
     "Sampling": "sampling",
-    "Tokenizer": "tokenizer",
+    "Tokenizer": "text.tokenizer",
     "describe": "description",
     "generate": "generation",
     "load": "loading",

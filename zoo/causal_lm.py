@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from layers import Context, ModelCache, rotary_angles
 from zoo.config import ModelConfig
-from zoo.tokenizer import Tokenizer
+from zoo.text.tokenizer import Tokenizer
 
 
 class CausalLM(nn.Module):

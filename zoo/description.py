@@ -7,13 +7,13 @@ from pathlib import Path
 from huggingface_hub import hf_hub_download
 
 from flasheva import EvaConfig
-from zoo import hub
 from zoo.config import ModelConfig
 from zoo.families import preset, read_config
-from zoo.gguf import read_gguf
 from zoo.registry import BASES
 from zoo.target import Target, configure, resolve
-from zoo.weight_files import CONFIG_FILE, read_json
+from zoo.weights import hub
+from zoo.weights.gguf import read_gguf
+from zoo.weights.weight_files import CONFIG_FILE, read_json
 
 
 def describe(

@@ -15,7 +15,7 @@ from torch import Tensor
 from layers import ModelCache
 from zoo.causal_lm import CausalLM
 from zoo.sampling import Sampling, next_tokens
-from zoo.stopping import TextUntilStop
+from zoo.text.stopping import TextUntilStop
 
 _PREFILL_PIECE = 512  # tokens a row and piece: bounds the memory of a long prompt
 _ROUND_CACHE = 512  # compiled graphs are shared by caches of a size; holds a padded piece

@@ -13,13 +13,13 @@ import torch
 
 from flasheva import EvaConfig, Impl
 from zoo.causal_lm import CausalLM
-from zoo.checkpoint import Checkpoint, write_folder
 from zoo.config import to_hf
 from zoo.families import build, preset, read_config
-from zoo.filling import fill, fill_random
 from zoo.registry import BASES
-from zoo.sources import open_base, open_path, open_repo
 from zoo.target import Target, configure, resolve, say_default_placement, say_untrained
+from zoo.weights.checkpoint import Checkpoint, write_folder
+from zoo.weights.filling import fill, fill_random
+from zoo.weights.sources import open_base, open_path, open_repo
 
 log = logging.getLogger("zoo")
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from zoo.text_stream import TextStream
+from zoo.text.text_stream import TextStream
 
 
 class TextUntilStop:

@@ -16,11 +16,11 @@ from typing import Self
 from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as Backend
 
-from zoo import chat_template as chat
-from zoo.atomic import write_text
-from zoo.spm import read_spm
-from zoo.text_stream import TextStream, TokenKind, token_kind
-from zoo.weight_files import CONFIG_FILE, read_json
+from zoo.text import chat_template as chat
+from zoo.text.spm import read_spm
+from zoo.text.text_stream import TextStream, TokenKind, token_kind
+from zoo.weights.atomic import write_text
+from zoo.weights.weight_files import CONFIG_FILE, read_json
 
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 

@@ -3,10 +3,10 @@
 import importlib.metadata
 from pathlib import Path
 
-from zoo import hub
-from zoo.checkpoint import Checkpoint, read_folder
-from zoo.gguf import package_gguf, read_gguf
 from zoo.registry import Base
+from zoo.weights import hub
+from zoo.weights.checkpoint import Checkpoint, read_folder
+from zoo.weights.gguf import package_gguf, read_gguf
 
 
 def open_path(path: Path) -> Checkpoint:

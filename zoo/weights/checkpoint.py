@@ -16,9 +16,9 @@ from huggingface_hub import save_torch_state_dict
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from zoo.atomic import replacing_folder, set_aside, write_text
-from zoo.tokenizer import Tokenizer
-from zoo.weight_files import (
+from zoo.text.tokenizer import Tokenizer
+from zoo.weights.atomic import replacing_folder, set_aside, write_text
+from zoo.weights.weight_files import (
     CONFIG_FILE,
     INDEX_FILE,
     WEIGHTS_FILE,

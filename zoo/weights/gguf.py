@@ -21,9 +21,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from zoo.checkpoint import Checkpoint
-from zoo.gguf_config import llama_config, read_heads
-from zoo.gguf_tokenizer import gguf_tokenizer
+from zoo.text.gguf_tokenizer import gguf_tokenizer
+from zoo.weights.checkpoint import Checkpoint
+from zoo.weights.gguf_config import llama_config, read_heads
 
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",

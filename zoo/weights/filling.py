@@ -7,7 +7,7 @@ from torch import nn
 
 from layers import EvaAttention
 from zoo.causal_lm import CausalLM
-from zoo.checkpoint import TensorSource
+from zoo.weights.checkpoint import TensorSource
 
 _INITIALIZER_RANGE = 0.02  # of all three families
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

@@ -1,6 +1,6 @@
 """The Hugging Face hub through its own client: safetensors only, checksums verified.
 
-`cached` looks without a network; `fetch` downloads what `zoo.checkpoint.read_folder` needs into
+`cached` looks without a network; `fetch` downloads what `read_folder` of checkpoint.py needs into
 the client's cache, where other tools find it too. Progress bars, retries, tokens and the
 environment variables HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are the client's own.
 """
@@ -33,7 +33,13 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoSibling
 
-from zoo.weight_files import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE, no_safetensors, read_index
+from zoo.weights.weight_files import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    no_safetensors,
+    read_index,
+)
 
 log = logging.getLogger("zoo")
 

@@ -1,0 +1,1 @@
+"""Text: tokenizers as models are published with, chat templates, incremental decoding."""
