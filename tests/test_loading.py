@@ -653,10 +653,7 @@ def test_an_interrupted_save_keeps_the_old_folder(
     old = {path.name: path.read_bytes() for path in (tmp_path / "saved").iterdir()}
     with torch.no_grad():
         model.embed_tokens.weight.add_(1)
-    for attribute in (
-        "zoo.weights.checkpoint.save_torch_state_dict",
-        "zoo.weights.atomic.os.rename",
-    ):
+    for step in ("checkpoint.save_torch_state_dict", "atomic.os.rename"):
 
         def stop(*arguments: object, **options: object) -> None:
             del arguments, options
