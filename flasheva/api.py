@@ -13,7 +13,7 @@ from flasheva.cache import EvaCache
 from flasheva.config import EvaConfig
 from flasheva.flex import flex
 from flasheva.reference import reference_attention
-from flasheva.summary import SummaryMaps, chunk_summaries
+from flasheva.summary import PooledMaps, SummaryMaps, chunk_summaries
 from flasheva.visibility import Positions
 
 Impl = Literal["auto", "flex", "reference"]
@@ -56,8 +56,20 @@ def eva_attention(
 
     Raises:
         ValueError: shapes that do not fit, or an `impl` that cannot run these inputs.
+        RuntimeError: a document that starts off the grid of chunks (on a GPU, at the next sync).
     """
     _check_shapes(q, k, v, bias, seq_start)
+    if noise is not None:
+        if maps is None or isinstance(maps, PooledMaps):
+            raise ValueError("noise is for affine maps; pass None")
+        expected = (*k.shape[:2], k.shape[2] // config.chunk_size, k.shape[3])
+        if noise.shape != expected:
+            raise ValueError(f"noise must be {list(expected)}, not {list(noise.shape)}")
+    if seq_start is not None:
+        torch._assert_async(
+            (seq_start % config.chunk_size == 0).all(),
+            "documents must start on a multiple of chunk_size",
+        )
     if maps is None:
         k_rfa = v_rfa = k[:, :, :0]
     else:
@@ -113,13 +125,22 @@ def _attend(
     positions: Positions,
     impl: Impl,
 ) -> Tensor:
-    chosen = resolve_impl(q, impl)
+    inputs = (q, k, v, k_rfa, v_rfa, bias)
+    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
+    chosen = resolve_impl(q, impl, needs_grad=needs_grad)
     attend = flex if chosen == "flex" else reference_attention
     return attend(config, q, k, v, k_rfa, v_rfa, bias, positions)
 
 
-def resolve_impl(q: Tensor, impl: Impl) -> Literal["flex", "reference"]:
+def resolve_impl(
+    q: Tensor, impl: Impl, *, needs_grad: bool = False
+) -> Literal["flex", "reference"]:
     """The implementation that runs queries `q` [B, H, T, D] under `impl`.
+
+    Args:
+        q: for its device, dtype and shape.
+        impl: what was asked for.
+        needs_grad: whether a backward pass will follow.
 
     Raises:
         ValueError: `impl` is unknown or cannot run `q`; the message says what would work.
@@ -127,20 +148,26 @@ def resolve_impl(q: Tensor, impl: Impl) -> Literal["flex", "reference"]:
     if impl not in get_args(Impl):
         choices = ", ".join(repr(choice) for choice in get_args(Impl))
         raise ValueError(f"impl must be one of {choices}, not {impl!r}")
+    device, D = q.device.type, q.shape[3]
     if impl == "auto":
-        fits = q.device.type == "cuda" and q.dtype != torch.float64 and q.shape[3] >= 16
+        fits = device == "cuda" and q.dtype != torch.float64 and D >= 16
         return "flex" if fits and q.shape[2] >= _FEW_QUERIES else "reference"
     if impl == "flex":
-        if q.device.type not in ("cpu", "cuda"):
-            raise ValueError(f"impl='flex' runs on cpu and cuda, not {q.device.type}")
-        if q.device.type == "cpu" and torch.is_grad_enabled() and q.requires_grad:
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"impl='flex' runs on cpu and cuda, not {device}")
+        if device == "cpu" and needs_grad:
             raise ValueError(
                 "impl='flex' has no backward on a CPU; use impl='reference', or torch.no_grad()"
             )
-        if q.device.type == "cuda" and (q.dtype == torch.float64 or q.shape[3] < 16):
+        if device == "cpu" and D < 32:
+            # torch 2.13: wrong numbers, or NaN, for head_dim 16 where N + C is 8 mod 16.
+            raise ValueError(
+                f"impl='flex' on a CPU needs head_dim >= 32, not {D}; use impl='reference'"
+            )
+        if device == "cuda" and (q.dtype == torch.float64 or D < 16):
             raise ValueError(
                 f"impl='flex' on cuda needs float32, bfloat16 or float16 and head_dim >= 16, "
-                f"not {q.dtype} and {q.shape[3]}; use impl='reference'"
+                f"not {q.dtype} and {D}; use impl='reference'"
             )
     return impl
 
@@ -163,3 +190,5 @@ def _check_shapes(
         raise ValueError(f"bias must be [{H}], one per query head, not {list(bias.shape)}")
     if seq_start is not None and seq_start.shape != (B, T):
         raise ValueError(f"seq_start must be [{B}, {T}], not {list(seq_start.shape)}")
+    if seq_start is not None and seq_start.is_floating_point():
+        raise ValueError(f"seq_start must hold integers, not {seq_start.dtype}")

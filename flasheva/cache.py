@@ -48,6 +48,7 @@ class EvaCache:
         device: torch.device | str,
     ) -> None:
         self.config = config
+        self.summaries = summaries
         # A sliding query can see the P - 1 tokens before its window, and itself.
         extra = 0 if config.window == "block" else config.chunk_size
         # No ring needs more slots than a row has tokens.

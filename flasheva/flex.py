@@ -53,7 +53,8 @@ def flex(
             for size in (q.shape[0], q.shape[2], k.shape[2], k_rfa.shape[2])
         ),
         present=(bias is not None, *(field is not None for field in positions)),
-        grad=torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)),
+        grad=torch.is_grad_enabled()
+        and any(x is not None and x.requires_grad for x in (q, k, v, k_rfa, v_rfa, bias)),
     )
     return _compiled(static)(config, *args)
 

@@ -152,7 +152,13 @@ class ModelCache:
             ValueError: more than `max_rollback`, or more than was written since the last rollback
                 (running sums cannot be unwound, so only the last K + 1 are kept).
         """
-        taken = torch.as_tensor(count, device=self.length.device).expand_as(self.length)
+        taken = torch.as_tensor(count, device=self.length.device)
+        if taken.is_floating_point() or taken.shape not in ((), self.length.shape):
+            raise ValueError(
+                f"rollback takes an int or integers [{len(self.length)}], "
+                f"not {taken.dtype} {list(taken.shape)}"
+            )
+        taken = taken.expand_as(self.length)
         if bool((taken < 0).any()):
             raise ValueError(f"rollback takes a count >= 0, not {int(taken.min())}")
         if bool((taken > self.max_rollback).any()):

@@ -44,6 +44,8 @@ class Context:
             raise ValueError(f"lengths must be [{B}], one per row, not {list(lengths.shape)}")
         if seq_start is not None and seq_start.shape != (B, T):
             raise ValueError(f"seq_start must be [{B}, {T}], not {list(seq_start.shape)}")
+        if seq_start is not None and seq_start.is_floating_point():
+            raise ValueError(f"seq_start must hold integers, not {seq_start.dtype}")
         index = torch.arange(T, device=ids.device)[None]
         if cache is None:
             positions = index if seq_start is None else index - seq_start
@@ -54,7 +56,12 @@ class Context:
             raise ValueError(f"the cache has {len(cache.length)} rows, but ids has {B}")
         if cache.max_seq_len < T:
             raise ValueError(f"{T} tokens do not fit into a cache of {cache.max_seq_len}")
-        count = torch.full_like(cache.length, T) if lengths is None else lengths.long()
+        if lengths is None:
+            count = torch.full_like(cache.length, T)
+        else:
+            count = lengths.long()
+            in_range = ((count >= 0) & (count <= T)).all()
+            torch._assert_async(in_range, "lengths must be between 0 and the tokens given")
         cache.assert_room(count)
         return cls(cache.length[:, None] + index, None, cache, count)
 

@@ -90,7 +90,12 @@ class WindowAttention(nn.Module):
                 noise=self.noise(k),
                 impl=self.impl,
             )
-        assert isinstance(cache, EvaCache)
+        if not (
+            isinstance(cache, EvaCache)
+            and (cache.config, cache.summaries) == (self.config, self.maps() is not None)
+            and cache.window_k.dtype == k.dtype
+        ):
+            raise ValueError("this cache was made by another model; use model.new_cache")
         assert context.cache is not None and context.count is not None
         return eva_attention_with_cache(
             *(q, k, v, self.maps(), cache),

@@ -52,7 +52,8 @@ class FullAttention(nn.Module):
             query = key[:, None]
             mask = (key <= query) & (key >= context.seq_start[:, :, None])
         else:
-            assert isinstance(cache, KVCache)
+            if not isinstance(cache, KVCache) or cache.k.dtype != k.dtype:
+                raise ValueError("this cache was made by another model; use model.new_cache")
             assert context.cache is not None and context.count is not None
             cache.write(k, v, context.cache.length, context.count)
             k, v = cache.k, cache.v

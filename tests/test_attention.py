@@ -41,7 +41,7 @@ def affine_by_hand(f, x):
 
 
 def by_hand(config: EvaConfig, x: Inputs, b: int, h: int, n: int) -> torch.Tensor:
-    """Output of one query, straight from the formulas of design.md, with no shared code."""
+    """Output of one query, straight from the formulas, with no shared code."""
     W, P, S = config.window_size, config.chunk_size, config.sink_size
     group = x.q.shape[1] // x.k.shape[1]
     g = h // group
@@ -283,8 +283,23 @@ def test_wrong_arguments_say_what_would_work():
         eva_attention(
             x.q, x.k, x.v, config, x.maps, seq_start=torch.zeros(2, 19, dtype=torch.int32)
         )
-    with pytest.raises(ValueError, match="no backward on a CPU; use impl='reference'"):
-        eva_attention(x.q.requires_grad_(), x.k, x.v, config, x.maps, impl="flex")
+    with pytest.raises(ValueError, match="needs head_dim >= 32, not 16"):
+        eva_attention(x.q, x.k, x.v, config, x.maps, impl="flex")
+    with pytest.raises(ValueError, match="seq_start must hold integers"):
+        eva_attention(x.q, x.k, x.v, config, x.maps, seq_start=torch.zeros(2, 20))
+    off = torch.zeros(2, 20, dtype=torch.int32)
+    off[1, 10:] = 10
+    with pytest.raises(RuntimeError, match="must start on a multiple of chunk_size"):
+        eva_attention(x.q, x.k, x.v, config, x.maps, seq_start=off)
+    with pytest.raises(ValueError, match=r"noise must be \[2, 2, 5, 16\]"):
+        eva_attention(x.q, x.k, x.v, config, x.maps, noise=torch.zeros(2, 2, 4, 16))
+    with pytest.raises(ValueError, match="noise is for affine maps"):
+        eva_attention(x.q, x.k, x.v, config, None, noise=torch.zeros(2, 2, 5, 16))
+    for name in ("q", "bias"):
+        y = make(config, T=20)
+        getattr(y, name).requires_grad_()
+        with pytest.raises(ValueError, match="no backward on a CPU; use impl='reference'"):
+            eva_attention(y.q, y.k, y.v, config, y.maps, bias=y.bias, impl="flex")
 
 
 @pytest.mark.parametrize(

@@ -185,6 +185,9 @@ def test_rollback_refuses_what_it_cannot_do():
     model = tiny()
     cache = model.new_cache(1, 32)
     model(torch.zeros(1, 5, dtype=torch.long), cache)
+    for wrong in (torch.tensor([1.5]), torch.tensor([1, 1])):
+        with pytest.raises(ValueError, match="an int or integers"):
+            cache.rollback(wrong)
     with pytest.raises(ValueError, match="allocated with max_rollback=0"):
         cache.rollback(1)
     cache = model.new_cache(1, 32, max_rollback=4)
@@ -216,6 +219,12 @@ def test_a_cache_that_is_too_small_fails():
     model(torch.zeros(1, 6, dtype=torch.long), cache)
     with pytest.raises(RuntimeError, match="outgrow the cache's max_seq_len"):
         model(torch.zeros(1, 3, dtype=torch.long), cache)
+    for lengths in (4, -2):
+        with pytest.raises(RuntimeError, match="between 0 and the tokens given"):
+            model(torch.zeros(1, 2, dtype=torch.long), cache, lengths=torch.tensor([lengths]))
+    for other in (tiny(window_size=16), tiny(KINDS[::-1])):
+        with pytest.raises(ValueError, match="made by another model"):
+            other(torch.zeros(1, 1, dtype=torch.long), cache)
     with pytest.raises(ValueError, match="has 1 rows, but ids has 2"):
         model(torch.zeros(2, 1, dtype=torch.long), cache)
     with pytest.raises(ValueError, match="pass cache or seq_start"):

@@ -163,6 +163,36 @@ def test_layers_changes_what_is_generated(folder: Path) -> None:
     assert run(*arguments, "--layers", "0-2").out == result.text + "\n" != run(*arguments).out
 
 
+NAME_HINT = "(the first argument is NAME; give the text with --prompt)"
+
+
+@pytest.mark.parametrize(
+    "text", ["The sky is", "Hello", "cats and/or dogs", "...and then", "word " * 200]
+)
+def test_a_text_in_the_place_of_the_name_is_recognised(text: str) -> None:
+    done = run("generate", text, stdin=b"never read")
+    assert_mistake(done, NAME_HINT)
+    assert done.err.endswith(f"{NAME_HINT}\n")
+
+
+def test_a_wrong_name_with_a_text_behind_it_is_a_wrong_name() -> None:
+    assert NAME_HINT not in run("generate", "pythia-16m", "The sky is").err
+    assert_mistake(run("generate", "The sky is", "blue"), NAME_HINT)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [(("--max-new-tokens", 0), "max_new_tokens must be"), (("--stop", ""), "must not be empty")],
+)
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_options_are_checked_before_a_model_is_loaded(
+    folder: Path, command: str, options: tuple[object, ...], what: str
+) -> None:
+    done = run(command, folder, *options, stdin=b"one\n")
+    assert_mistake(done, what)
+    assert "weights from" not in done.err
+
+
 # zoo chat
 
 

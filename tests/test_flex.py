@@ -12,6 +12,7 @@ import torch
 from flasheva import EvaConfig, Impl, chunk_summaries, eva_attention
 from flasheva.visibility import Positions, visible
 from tests.inputs import Inputs, make
+from tests.test_cache import tiny
 
 MAPS = ["linear"] * 6 + ["layernorm", "pooled"]
 UNIT_ROUNDOFF = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-11}
@@ -84,7 +85,8 @@ def condition_of_bias(config: EvaConfig, exact: Inputs, do: torch.Tensor) -> flo
 @pytest.mark.parametrize(
     ("T", "D", "G", "window", "S", "packed"),
     [
-        (300, 16, 2, "sliding", 16, False),
+        (300, 32, 2, "sliding", 16, False),
+        (36, 32, 2, "sliding", 16, False),  # N + C = 38, less than a tile
         (290, 64, 4, "block", 0, True),
         (1, 80, 1, "sliding", 32, False),
     ],
@@ -149,3 +151,53 @@ def test_forward_and_gradients_on_a_gpu(dtype, setting):
                 UNIT_ROUNDOFF[dtype],
                 condition,
             )
+
+
+def test_prefill_onto_a_cache_on_a_cpu():
+    """The first piece meets an empty cache, the second a full window."""
+    sizes = {"window_size": 32, "chunk_size": 8}
+    flex = tiny(("eva_attention",), torch.float32, impl="flex", head_dim=32, **sizes)
+    reference = tiny(("eva_attention",), torch.float64, head_dim=32, **sizes)
+    reference.load_state_dict(flex.state_dict())
+    ids = torch.randint(97, (2, 140), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        cache = flex.new_cache(2, 160)
+        found = torch.cat([flex(piece, cache) for piece in ids.split(70, 1)], 1)
+        exact = reference(ids)
+    assert (found - exact).abs().max() <= 1e-5 * exact.abs().max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", ["sliding", "block"])
+@pytest.mark.parametrize("S", [0, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_prefill_onto_a_cache_on_a_gpu(window, S, dtype):
+    """auto takes FlexAttention for pieces and the reference for steps; ragged rows included.
+
+    The tolerance is twice the error of the reference path at the same precision.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = False
+    sizes = {"window_size": 64, "chunk_size": 16, "window": window, "sink_size": S}
+    low = tiny(dtype=dtype, **sizes).cuda()
+    auto = tiny(dtype=dtype, impl="auto", **sizes).cuda()
+    wide = tiny(**sizes).cuda()
+    for other in (auto, wide):
+        other.load_state_dict(low.state_dict())
+    ids = torch.randint(97, (2, 520), device="cuda")
+    lengths = [torch.tensor([n, n - n // 3], device="cuda") for n in (31, 130, 1, 16, 200)]
+
+    def run(model) -> torch.Tensor:
+        cache, out = model.new_cache(2, 600), []
+        with torch.no_grad():
+            for length in lengths:
+                n = int(length[0])
+                rows = [
+                    row[at : at + n] for row, at in zip(ids, cache.length.tolist(), strict=True)
+                ]
+                new = model(torch.stack(rows), cache, lengths=length)
+                out += [row[:real] for row, real in zip(new, length.tolist(), strict=True)]
+        return torch.cat(out).double()
+
+    exact = run(wide)
+    found, reference = ((run(m) - exact).norm() / exact.norm() for m in (auto, low))
+    assert found <= 2 * reference, (float(found), float(reference))

@@ -3,8 +3,9 @@
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -23,11 +24,11 @@ import zoo
 from flasheva import EvaConfig
 from tests.tiny import END, VOCAB_SIZE, make_model, make_tokenizer, mixed, tokenizer_json
 from zoo import generation
+from zoo.generation import Prompt
 from zoo.sampling import Sampling, keep, next_tokens
 from zoo.text.stopping import TextUntilStop
 
-Prompt = str | Sequence[int]
-Prompts = Prompt | Sequence[Prompt]
+Prompts = Prompt | Iterable[Prompt]
 
 # Three layers, one of each type; windows so short that every text crosses many boundaries.
 MODELS = {
@@ -349,8 +350,26 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     ("prompts", "message"),
     [
         ("", "prompt is empty"),
-        ([], "prompt is empty"),
+        ([], "there is no prompt; give at least one"),
+        (iter(()), "there is no prompt; give at least one"),
         ([[]], "prompt is empty"),
+        (None, "prompts must be a text, a list of token ids or a list of these, not None"),
+        (5, "a list of these, not 5"),
+        (b"abc", "a list of these, not b'abc'"),
+        ({"input_ids": [1]}, "a list of these, not {'input_ids': [1]}"),
+        (True, "a list of these, not True"),
+        ([1.5], "prompt has 1.5 where a token id, an integer, should be"),
+        ([None], "prompt has None where a token id"),
+        ([1, True], "prompt has True where a token id"),
+        (np.array([1.0]), "prompt has 1.0 where a token id"),
+        (torch.tensor([True]), "prompt has True where a token id"),
+        (["a", None], "prompt 1 must be a text or a list of token ids, not None"),
+        ([[1], 2], "prompt 1 must be a text or a list of token ids, not 2"),
+        ([[1], ["a"]], "prompt 1 has 'a' where a token id"),
+        ([[[1]]], "prompt has [1] where a token id"),
+        ([[np.True_]], "True_ where a token id"),
+        ([[torch.tensor(1.5)]], "prompt has tensor(1.5000) where a token id"),
+        ([[np.zeros((2, 2))]], "prompt has array([["),
         (["a", ""], "prompt 1 is empty"),
         ([[1, 2], [3, VOCAB_SIZE]], f"prompt 1 has token {VOCAB_SIZE}, outside the vocabulary"),
         ([-1], "prompt has token -1, outside the vocabulary of 512"),
@@ -360,9 +379,44 @@ def test_a_temperature_near_zero_is_greedy(temperature: float) -> None:
     ],
 )
 def test_a_wrong_prompt_is_refused_in_one_line(
-    talker: zoo.CausalLM, prompts: str | list[int], message: str
+    talker: zoo.CausalLM, prompts: Prompts, message: str
 ) -> None:
     refused(talker, prompts, message)
+
+
+def test_arrays_and_iterators_are_prompts(model: zoo.CausalLM) -> None:
+    one, two = [3, 1, 4], [1, 5, 9]
+    wanted = greedy(model, [one], 3)
+    alike: list[Prompts] = [
+        np.array(one),
+        torch.tensor(one),
+        [np.int32(i) for i in one],
+        iter(one),
+    ]
+    for prompt in alike:
+        assert [row.ids for row in zoo.generate(model, prompt, max_new_tokens=3)] == wanted
+    wanted = greedy(model, [one, two], 3)
+    batches: list[Prompts] = [
+        np.array([one, two]),
+        [torch.tensor(one), torch.tensor(two)],
+        (map(np.int64, prompt) for prompt in (one, two)),
+    ]
+    for prompts in batches:
+        rows = zoo.generate(model, prompts, max_new_tokens=3)
+        assert [row.ids for row in rows] == wanted
+        assert [row.prompt_ids for row in rows] == [one, two]
+        assert {type(token) for row in rows for token in row.prompt_ids} == {int}
+
+
+def test_a_stream_takes_one_prompt(talker: zoo.CausalLM) -> None:
+    ids = [3, 1, 4]
+    (row,) = zoo.generate(talker, ids, max_new_tokens=5)
+    alike: list[Prompt] = [np.array(ids), iter(ids)]
+    for prompt in alike:
+        assert "".join(zoo.stream(talker, prompt, max_new_tokens=5)) == row.text
+    for wrong, message in ((["a", "b"], "'a' where a token id"), (5, "not 5"), ([], "is empty")):
+        with pytest.raises(ValueError, match=message):
+            zoo.stream(talker, wrong)  # type: ignore[arg-type]
 
 
 def test_text_needs_a_tokenizer(model: zoo.CausalLM) -> None:
@@ -376,6 +430,8 @@ def test_wrong_options_are_refused_in_one_line(talker: zoo.CausalLM) -> None:
     refused(talker, "a", "max_new_tokens must be at least 1, not 0", max_new_tokens=0)
     refused(talker, "abc", "leaves no room in a context of 2", max_seq_len=2)
     refused(talker, "abc", "leaves no room in a context of 0", max_seq_len=0)
+    above = "max_seq_len 257 is above the model's context of 256"
+    refused(talker, "abc", above, max_seq_len=257)
     refused(talker, "a", "stop string must not be empty", stop=["x", ""])
     refused(talker, "a", "stop string must not be empty", stop="")
 
@@ -402,6 +458,11 @@ def refused(
         ("temperature", -0.1),
         ("temperature", float("nan")),
         ("top_k", 0),
+        ("top_k", 2.5),
+        ("top_k", True),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("seed", 1.0),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", -0.1),

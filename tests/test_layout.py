@@ -178,3 +178,8 @@ def test_ci_runs_the_test_command_of_the_readme() -> None:
     command = "bash tests/run"
     assert command in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"exec {command}\n" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_readme_has_no_placeholder():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"^@\w+@$|TODO|TBD", text, re.MULTILINE)

@@ -209,7 +209,11 @@ def test_random_weights_come_from_the_state_of_torch(summary_map: SummaryMap) ->
         ("llama-3.2-1b-eva-instruct", "llama-3.2-1b-instruct"),
         ("zzzzzz", "`zoo list`"),
         ("a/b/c", "org/name"),
-        ("", "no config.json"),
+        ("cats and/or dogs", "unknown model"),
+        ("x" * 5000, "unknown model"),
+        ("~nobody-here/x", "no such file or folder"),
+        ("", "the name '' is empty"),
+        (" ", "the name ' ' is empty"),
     ],
 )
 def test_an_unknown_name_lists_the_nearest_known_ones(name: str, near: str) -> None:
@@ -231,12 +235,14 @@ def write_recipe(path: Path, base: str | Path, rest: str = "exact = [1]") -> Pat
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_recipe_file_converts_its_base(
-    folders: dict[str, Path], tmp_path: Path, family: str
+    folders: dict[str, Path], tmp_path: Path, family: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     recipe = write_recipe(tmp_path / "mine.toml", folders[family])
     model = zoo.load(recipe)
     assert model.config.layer_types == (EVA, FULL, EVA)
     assert model.config.eva == EvaConfig(window_size=8, chunk_size=4)
+    [said] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert said.endswith("untrained, at their initial values; recipe 'mine' uses them so")
     assert str(folders[family]) in model.weights_source
     assert_same(model, zoo.load(str(recipe)))
     # An identity of the maps and exact windows longer than the text: nothing has changed.
@@ -376,7 +382,9 @@ def test_a_conversion_says_once_that_it_is_untrained(
         assert torch.equal(q_map(model, 2), torch.eye(8))
     said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
     assert len(said) == 1
-    assert "EVA parameters of 2 layers are untrained" in said[0]
+    assert said[0].endswith(
+        "the EVA parameters of 2 layers are untrained, at their initial values"
+    )
     caplog.clear()
     zoo.load(folders[f"{family}-mixed"])
     zoo.load(folders[family])
@@ -557,6 +565,7 @@ def test_unknown_devices_are_refused(folders: dict[str, Path], device: str) -> N
 
 
 def test_devices_that_are_not_there_are_refused(folders: dict[str, Path]) -> None:
+    refused(folders["llama"], "device 'meta' holds no numbers; try 'cpu'", device="meta")
     if not torch.cuda.is_available():
         refused(folders["llama"], "'cuda' was asked for", "no GPU", device="cuda")
     if not torch.backends.mps.is_available():
@@ -598,6 +607,36 @@ def test_weights_of_another_architecture_are_refused(folders: dict[str, Path]) -
     refused("pythia-70m", "pythia-70m", "no llama", weights=folders["llama"])
 
 
+@pytest.mark.usefixtures("tiny_base")
+@pytest.mark.parametrize(
+    ("size", "value"), [("hidden_size", 64), ("num_hidden_layers", 2), ("vocab_size", 600)]
+)
+def test_weights_of_another_size_are_refused(tmp_path: Path, size: str, value: int) -> None:
+    model = make_model(hf_config("llama", **{size: value}))
+    zoo.save(model, tmp_path / "other")
+    for name in ("tiny", "tiny-eva"):
+        published = hf_config("llama")[size]
+        message = f"{name} has {size} {published}, but folder {tmp_path / 'other'} has {value}"
+        refused(name, message, weights=tmp_path / "other")
+
+
+def test_a_tokenizer_that_cannot_be_fetched_is_missed_aloud_and_once(
+    edit: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fetch(repo: str, revision: str | None) -> Path:
+        raise HubError(f"cannot reach {repo} at {revision}")
+
+    folder = edit()
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    monkeypatch.setattr("zoo.weights.hub.cached", lambda repo, revision: folder)
+    monkeypatch.setattr("zoo.weights.hub.fetch", fetch)
+    for _ in range(2):
+        assert zoo.load("nobody/mute").tokenizer is None
+    [said] = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert said == ("nobody/mute is loaded without a tokenizer: cannot reach nobody/mute at None")
+
+
 def test_wrong_weights_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
     refused("pythia-70m", "no such file or folder: no/such", weights="no/such")
     (tmp_path / "model.bin").write_bytes(b"x")
@@ -617,7 +656,14 @@ def test_an_unknown_impl_is_refused_at_once(folders: dict[str, Path]) -> None:
 def test_wrong_layer_types_are_refused(folders: dict[str, Path]) -> None:
     llama = folders["llama"]
     refused(llama, "layer_types must name 3 layers, not 2", layer_types=[FULL] * 2)
+    refused(llama, f"layer_types must be a list, one type per layer, not '{EVA}'", layer_types=EVA)
     refused(llama, "layer_types[2] must be one of", "'linear'", layer_types=[FULL, EVA, "linear"])
+
+
+def test_eva_options_of_another_type_are_refused(folders: dict[str, Path]) -> None:
+    refused(
+        folders["llama"], "eva must be an EvaConfig, not {'window_size'", eva={"window_size": 8}
+    )
 
 
 # Tied embeddings

@@ -87,7 +87,7 @@ def test_a_prompt_holds_the_number_and_asks_for_it(wording: Wording, hay: str | 
             assert after.removesuffix(f"{wording.question} {prompt.number}").strip() in sentences
 
 
-def test_there_are_four_wordings_and_the_pilots_is_one() -> None:
+def test_there_are_four_wordings_one_of_them_to_the_letter() -> None:
     assert list(WORDINGS)[:2] == ["magic", "passkey"]
     assert len(set(WORDINGS.values())) == 4
     magic = WORDINGS["magic"]

@@ -48,7 +48,7 @@ def test_window_start_is_a_chunk_boundary_within_a_window_of_the_query(config, q
 
 
 @given(config=configs(), query=st.integers(0, 300))
-def test_the_rule_as_design_states_it(config, query):
+def test_the_rule_as_it_is_stated(config, query):
     W, P, S = config.window_size, config.chunk_size, config.sink_size
     start = query // W * W if config.window == "block" else max(0, (query - W + 1) // P * P)
     for j in range(query + 5):

@@ -47,8 +47,9 @@ def generate(
 
     One prompt is printed as its text comes; several are computed as one batch.
     """
-    texts = collect_prompts([*(prompts or ()), *(prompt or ())], prompts_file)
     sampling = generation.sampling()
+    _resolve(name, text_given=bool(prompts or prompt or prompts_file))
+    texts = collect_prompts([*(prompts or ()), *(prompt or ())], prompts_file)
     model = load_model(name, source, attention, runtime)
     import zoo
 
@@ -94,6 +95,19 @@ def generate(
         else:
             print_rule(f"{number} of {len(texts)}")
             print(result.text)
+
+
+def _resolve(name: str, *, text_given: bool) -> None:
+    """Refuses a name that means nothing, before stdin is read and anything is loaded."""
+    from zoo.target import resolve
+
+    try:
+        resolve(name)
+    except ValueError as error:
+        if text_given and len(name.split()) == 1:
+            raise
+        hint = "(the first argument is NAME; give the text with --prompt)"
+        raise ValueError(f"{error} {hint}") from None
 
 
 def _chat_ids(model: "CausalLM", text: str) -> list[int]:

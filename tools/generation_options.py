@@ -41,6 +41,13 @@ class GenerationOptions:
         bool, option(_PANEL, "Use torch.compile; pays off in long texts.", "--compile")
     ] = False
 
+    def __post_init__(self) -> None:
+        # zoo.generate checks these as well, but only once a model is loaded.
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, not {self.max_new_tokens}")
+        if "" in (self.stop or ()):
+            raise ValueError("a stop string must not be empty")
+
     def sampling(self) -> "Sampling":
         """How the next token is chosen.
 

@@ -76,7 +76,8 @@ class CausalLM(nn.Module):
     def new_cache(self, batch_size: int, max_seq_len: int, *, max_rollback: int = 0) -> ModelCache:
         """An empty cache for `batch_size` rows of up to `max_seq_len` tokens.
 
-        `max_rollback` is how many tokens `ModelCache.rollback` can take back.
+        `max_rollback` is how many tokens `ModelCache.rollback` can take back. Caches are written
+        in place and serve inference: use them under `torch.no_grad` or `torch.inference_mode`.
         """
         weight = self.embed_tokens.weight
         return ModelCache.build(

@@ -4,9 +4,12 @@ Prompts are aligned left and read in pieces of bounded size; each row then grows
 step until it ends, and a row gives the same text alone and in any batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import operator
+import reprlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from types import FunctionType
+from typing import SupportsIndex
 from weakref import WeakKeyDictionary
 
 import torch
@@ -20,7 +23,7 @@ from zoo.text.stopping import TextUntilStop
 _PREFILL_PIECE = 512  # tokens a row and piece: bounds the memory of a long prompt
 _ROUND_CACHE = 512  # compiled graphs are shared by caches of a size; holds a padded piece
 
-Prompt = str | Sequence[int]
+Prompt = str | Iterable[SupportsIndex]  # text or token ids
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +46,7 @@ class Generation:
 
 def generate(
     model: CausalLM,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: Prompt | Iterable[Prompt],
     *,
     max_new_tokens: int = 256,
     sampling: Sampling | None = None,
@@ -55,21 +58,22 @@ def generate(
 
     Args:
         model: from `zoo.load`.
-        prompts: a text, a list of token ids, or a list of these.
+        prompts: a text, a list of token ids, or a list of these; arrays and iterators count as
+            lists.
         max_new_tokens: at most so many per row; fewer where a row would outgrow `max_seq_len`.
         sampling: None: greedy.
         stop: strings that end a row; the text ends before them.
-        max_seq_len: of prompt and text together; None: the model's context.
+        max_seq_len: of prompt and text together; None, and at most: the model's context.
         compile: run through `torch.compile(fullgraph=True)`; worth it for long texts.
 
     Returns:
         One `Generation` per prompt, in order.
 
     Raises:
-        ValueError: an empty prompt, one that does not fit, a token outside the vocabulary, or
-            text for a model without a tokenizer.
+        ValueError: no prompt, an empty one, one that does not fit, something that is no token of
+            the vocabulary, or text for a model without a tokenizer.
     """
-    rows = _rows(model, prompts, stop, max_new_tokens, max_seq_len)
+    rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len)
     for _ in _run(model, rows, sampling or Sampling(), compile):
         pass
     return [row.result() for row in rows]
@@ -86,7 +90,7 @@ def stream(
     compile: bool = False,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
-    rows = _rows(model, [prompt], stop, max_new_tokens, max_seq_len)
+    rows = _rows(model, [_plain(prompt)], stop, max_new_tokens, max_seq_len)
     return _run(model, rows, sampling or Sampling(), compile)
 
 
@@ -119,20 +123,65 @@ class _Row:
         )
 
 
+def _one_or_more(prompts: object) -> list[object]:
+    """The prompts, of which a text or a list of single tokens is one."""
+    listed = _plain(prompts)
+    if isinstance(listed, str):
+        return [listed]
+    if not isinstance(listed, list):
+        raise ValueError(
+            "prompts must be a text, a list of token ids or a list of these, not "
+            f"{_shown(prompts)}"
+        )
+    listed = [_plain(item) for item in listed]
+    single = listed and not any(isinstance(item, str | list) for item in listed)
+    return [listed] if single else listed
+
+
+def _plain(value: object) -> object:
+    """Arrays, ranges, iterators and such as lists; anything else as it is."""
+    if isinstance(value, Tensor) or hasattr(value, "tolist"):  # also NumPy's, without importing it
+        return value.tolist()
+    if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable):
+        return value
+    return list(value)
+
+
+def _shown(value: object) -> str:
+    return " ".join(reprlib.repr(value).split())  # an array's has several lines
+
+
+def _token(value: object, where: str, vocab_size: int) -> int:
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        token = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # floating-point and boolean arrays have an __index__ that raises it
+        raise ValueError(
+            f"prompt{where} has {_shown(value)} where a token id, an integer, should be"
+        ) from None
+    if not 0 <= token < vocab_size:
+        raise ValueError(
+            f"prompt{where} has token {token}, outside the vocabulary of {vocab_size}"
+        )
+    return token
+
+
 def _rows(
     model: CausalLM,
-    prompts: Prompt | Sequence[Prompt],
+    prompts: list[object],
     stop: Sequence[str],
     max_new_tokens: int,
     max_seq_len: int | None,
 ) -> list[_Row]:
-    context = model.config.max_position_embeddings if max_seq_len is None else max_seq_len
+    longest = model.config.max_position_embeddings
+    context = longest if max_seq_len is None else max_seq_len
+    if context > longest:
+        raise ValueError(f"max_seq_len {context} is above the model's context of {longest}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if isinstance(prompts, Tensor):
-        prompts = prompts.tolist()
-    single = isinstance(prompts, str) or all(isinstance(token, int) for token in prompts)
-    listed: Sequence[Prompt] = [prompts] if single else prompts  # type: ignore[list-item,assignment]
+    if not prompts:
+        raise ValueError("there is no prompt; give at least one")
     tokenizer = model.tokenizer
     stop = [stop] if isinstance(stop, str) else stop
     if "" in stop:
@@ -140,22 +189,20 @@ def _rows(
     if stop and tokenizer is None:
         raise ValueError("stop strings need a tokenizer, which this model does not have")
     rows = []
-    for number, prompt in enumerate(listed):
-        where = "" if len(listed) == 1 else f" {number}"
-        if not isinstance(prompt, str):
-            ids = list(prompt)
+    for number, prompt in enumerate(prompts):
+        where = "" if len(prompts) == 1 else f" {number}"
+        if isinstance(prompt, list):
+            ids = [_token(token, where, model.config.vocab_size) for token in prompt]
+        elif not isinstance(prompt, str):
+            raise ValueError(
+                f"prompt{where} must be a text or a list of token ids, not {_shown(prompt)}"
+            )
         elif tokenizer is None:
             raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
         else:
-            ids = tokenizer.encode(prompt)
+            ids = [_token(i, where, model.config.vocab_size) for i in tokenizer.encode(prompt)]
         if not ids:
             raise ValueError(f"prompt{where} is empty; give at least one token")
-        for token in ids:
-            if not 0 <= token < model.config.vocab_size:
-                raise ValueError(
-                    f"prompt{where} has token {token}, outside the vocabulary of "
-                    f"{model.config.vocab_size}"
-                )
         if len(ids) >= context:
             raise ValueError(
                 f"prompt{where} has {len(ids)} tokens and leaves no room in a context of "
@@ -164,8 +211,6 @@ def _rows(
         room = min(max_new_tokens, context - len(ids))
         text = None if tokenizer is None else TextUntilStop(tokenizer.stream(), stop)
         rows.append(_Row(ids, room, text, () if tokenizer is None else tokenizer.eos_ids))
-    if not rows:
-        raise ValueError("there is no prompt; give at least one")
     return rows
 
 

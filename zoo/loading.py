@@ -13,7 +13,7 @@ import torch
 
 from flasheva import EvaConfig, Impl
 from zoo.causal_lm import CausalLM
-from zoo.config import to_hf
+from zoo.config import ModelConfig, to_hf
 from zoo.families import build, preset, read_config
 from zoo.registry import BASES
 from zoo.target import Target, configure, resolve, say_default_placement, say_untrained
@@ -60,6 +60,10 @@ def load(
     """
     if impl not in get_args(Impl):
         raise ValueError(f"impl must be one of {', '.join(get_args(Impl))}, not {impl!r}")
+    if eva is not None and not isinstance(eva, EvaConfig):
+        raise ValueError(f"eva must be an EvaConfig, not {eva!r}")
+    if isinstance(layer_types, str):
+        raise ValueError(f"layer_types must be a list, one type per layer, not {layer_types!r}")
     target = resolve(name_or_path)
     device = _device(device)
     checkpoint = None
@@ -71,6 +75,8 @@ def load(
     saved = read_config(hf_config)
     if checkpoint and target.base and saved.model_type != BASES[target.base].family:
         raise ValueError(f"{target.label} is no {saved.model_type}, as {checkpoint.source} is")
+    if checkpoint and target.base and str(weights) != "auto":
+        _refuse_another_model(target, saved, checkpoint.source)
     config = configure(target, saved, eva, layer_types)
     if layer_types is None:
         say_default_placement(target, config)
@@ -132,6 +138,15 @@ def _open(target: Target, weights: str | Path, revision: str | None) -> Checkpoi
     return open_base(BASES[target.base], revision)
 
 
+def _refuse_another_model(target: Target, saved: ModelConfig, source: str) -> None:
+    """Weights given for a name must be of its size: the same family is not enough."""
+    published = read_config(_preset(target))
+    for size in ("hidden_size", "num_hidden_layers", "vocab_size"):
+        wanted, found = getattr(published, size), getattr(saved, size)
+        if wanted != found:
+            raise ValueError(f"{target.label} has {size} {wanted}, but {source} has {found}")
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -139,6 +154,8 @@ def _device(device: str | torch.device | None) -> torch.device:
         device = torch.device(device)
     except (RuntimeError, TypeError):
         raise ValueError(f"unknown device {device!r}; try 'cpu' or 'cuda'") from None
+    if device.type == "meta":
+        raise ValueError("device 'meta' holds no numbers; try 'cpu'")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {str(device)!r} was asked for, but this torch sees no GPU")
     try:

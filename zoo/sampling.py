@@ -34,12 +34,18 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        top_k, seed = self.top_k, self.seed
         for name, good, what in (
             ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", self.top_k is None or self.top_k >= 1, "at least 1"),
+            ("top_k", top_k is None or (_is_int(top_k) and top_k >= 1), "an int of at least 1"),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            (
+                "seed",
+                seed is None or (_is_int(seed) and 0 <= seed < 2**63),
+                "an int between 0 and 2**63 - 1",
+            ),
         ):
             if not good:
                 raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
@@ -52,6 +58,10 @@ class Sampling:
         else:
             generator.manual_seed(self.seed)
         return generator
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def next_tokens(

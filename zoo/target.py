@@ -34,6 +34,8 @@ def resolve(name_or_path: str | Path) -> Target:
         ValueError: it means nothing; the message lists near names.
     """
     name, path = str(name_or_path), Path(name_or_path)
+    if not name.strip():
+        raise ValueError(f"the name {name!r} is empty; see `zoo list`")
     if found := split_name(name):
         base, variant = found
         recipe = find_recipe(name) if variant == "-eva-hybrid" else None
@@ -51,12 +53,12 @@ def resolve(name_or_path: str | Path) -> Target:
         if Path(base_name).suffix == ".toml":
             raise ValueError(f"{path}: base must be a model, not another recipe {recipe.base!r}")
         return dataclasses.replace(resolve(base_name), label=name, recipe=recipe)
-    if path.expanduser().exists():
+    if _exists(path):
         return Target(name, path=path)
     looks_like_path = name.startswith((".", "/", "~")) or path.suffix in (".gguf", ".safetensors")
     if looks_like_path or isinstance(name_or_path, Path):
         raise ValueError(f"no such file or folder: {name}")
-    if name.count("/") == 1 and all(name.split("/")):
+    if name.count("/") == 1 and all(name.split("/")) and len(name.split()) == 1:
         return Target(name, repo=name)
     raise ValueError(unknown_name(name))
 
@@ -105,14 +107,18 @@ def say_default_placement(target: Target, config: ModelConfig) -> None:
 
 def say_untrained(target: Target, layers: int) -> None:
     """Warns, once, that a model was converted just now."""
-    if target.recipe is not None:
-        recipe = f"its recipe is {target.recipe.name!r}"
-    else:
-        recipe = "no recipe trains it yet"
+    recipe = "" if target.recipe is None else f"; recipe {target.recipe.name!r} uses them so"
     _warn_once(
         f"{target.label}: the EVA parameters of {layers} layers are untrained, at their initial "
-        f"values; {recipe}"
+        f"values{recipe}"
     )
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.expanduser().exists()
+    except (OSError, RuntimeError):  # a name too long for a file; ~ of an unknown user
+        return False
 
 
 def _warn_once(message: str) -> None:

