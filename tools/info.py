@@ -93,7 +93,7 @@ def _show(name: str, config: "ModelConfig", size: "ModelSize", dtype: str) -> No
     rows = [
         (
             kind,
-            layers[kind],
+            layers.get(kind, "none"),
             f"{found.cache_bytes / size.context:,.1f}",
             f"{found.cache_bytes:,}",
             f"{found.cache_bytes * found.layers:,}",

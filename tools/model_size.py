@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
+from layers import LAYER_TYPES
 from zoo.config import ModelConfig
 from zoo.families import build
 
@@ -34,7 +35,7 @@ class ModelSize:
         parameters: all; a matrix that embedding and head share counts once.
         eva_parameters: those of them that only EVA layers have.
         context: tokens of the row.
-        kinds: by layer type, in order of first appearance.
+        kinds: by layer type, those that the model does not have included.
         cache_bytes: of all layers.
         full_cache_bytes: of the same model with full attention in every layer.
     """
@@ -59,18 +60,18 @@ def measure_size(config: ModelConfig, context: int, dtype: torch.dtype) -> Model
         ValueError: `context` is not positive.
     """
     parameters, layer_bytes = _count(config, context, dtype)
-    full = _with_layer_types(config, ("full_attention",) * config.num_hidden_layers)
     kinds = {}
-    for kind, cache_bytes in zip(config.layer_types, layer_bytes, strict=True):
-        count = config.layer_types.count(kind)
-        kinds[kind] = LayerKind(layers=count, cache_bytes=cache_bytes)
+    for kind in LAYER_TYPES:
+        everywhere = _with_layer_types(config, (kind,) * config.num_hidden_layers)
+        _, (cache_bytes, *_) = _count(everywhere, context, dtype)
+        kinds[kind] = LayerKind(layers=config.layer_types.count(kind), cache_bytes=cache_bytes)
     return ModelSize(
         parameters=sum(parameters.values()),
         eva_parameters=sum(n for name, n in parameters.items() if ".attend." in name),
         context=context,
         kinds=kinds,
         cache_bytes=sum(layer_bytes),
-        full_cache_bytes=sum(_count(full, context, dtype)[1]),
+        full_cache_bytes=kinds["full_attention"].cache_bytes * config.num_hidden_layers,
     )
 
 
