@@ -1,4 +1,4 @@
-"""What a measurement of a model depends on, for the rows that `append_result` writes."""
+"""What a measurement needs of a model, and what it depends on, for `append_result`'s rows."""
 
 from typing import TYPE_CHECKING
 
@@ -6,7 +6,21 @@ from tools.model_options import layers_by_type
 
 if TYPE_CHECKING:
     from flasheva import Impl
-    from zoo import CausalLM
+    from zoo import CausalLM, Tokenizer
+
+
+def tokenizer_for_rows(name: str, model: "CausalLM", tokens: int) -> "Tokenizer":
+    """The tokenizer of a model that can read rows of so many `tokens`.
+
+    Raises:
+        ValueError: the model has no tokenizer, or its context is shorter.
+    """
+    longest = model.config.max_position_embeddings
+    if tokens > longest:
+        raise ValueError(f"rows of {tokens} tokens exceed {name}'s context of {longest}")
+    if model.tokenizer is None:
+        raise ValueError("this measurement needs a tokenizer, which the model does not have")
+    return model.tokenizer
 
 
 def model_case(name: str, model: "CausalLM") -> dict[str, object]:

@@ -9,7 +9,7 @@ import typer
 
 from tools.display import print_json, progress
 from tools.entry import command_line, run_command
-from tools.measurement import implementation, model_case
+from tools.measurement import implementation, model_case, tokenizer_for_rows
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_options
 from tools.results import append_result, check_appendable
@@ -67,12 +67,7 @@ def passkey(
     model = load_model(name, source, attention, runtime)
     from tools.scoring.passkey import measure_passkey
 
-    longest = model.config.max_position_embeddings
-    if length > longest:
-        raise ValueError(f"prompts of {length} tokens exceed {name}'s context of {longest}")
-    if model.tokenizer is None:
-        raise ValueError("passkey needs a tokenizer, which this model does not have")
-    prompts = PasskeyPrompts(model.tokenizer, text, length)
+    prompts = PasskeyPrompts(tokenizer_for_rows(name, model, length), text, length)
     depths = (min_depth, max_depth)
     drawn = {chosen: prompts.draw(WORDINGS[chosen], n, seed, depths) for chosen in wordings}
     for chosen, rows in drawn.items():

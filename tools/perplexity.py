@@ -9,7 +9,7 @@ import typer
 
 from tools.display import print_json, progress
 from tools.entry import command_line, run_command
-from tools.measurement import implementation, model_case
+from tools.measurement import implementation, model_case, tokenizer_for_rows
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_options
 from tools.results import append_result, check_appendable
@@ -49,12 +49,8 @@ def perplexity(
     model = load_model(name, source, attention, runtime)
     from tools.scoring.perplexity import cut_windows, measure_perplexity
 
-    longest = model.config.max_position_embeddings
-    if window > longest:
-        raise ValueError(f"a window of {window} tokens exceeds {name}'s context of {longest}")
-    if model.tokenizer is None:
-        raise ValueError("perplexity needs a tokenizer, which this model does not have")
-    rows = cut_windows(model.tokenizer.encode(content, add_bos=False), window, windows)
+    tokenizer = tokenizer_for_rows(name, model, window)
+    rows = cut_windows(tokenizer.encode(content, add_bos=False), window, windows)
     start = time.perf_counter()
     with progress("windows", len(rows)) as advance:
         result = measure_perplexity(model, rows, batch_size=batch_size, advance=advance)
