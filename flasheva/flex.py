@@ -3,8 +3,8 @@
 Traps of FlexAttention that this file answers: above 8 recompiles of one handle it falls back to
 dense attention, so eager callers get one `fullgraph` handle per static configuration, for which
 torch raises instead; it has no backward on a CPU (the api refuses that with a clear message); and
-its kernel needs the layout of a block mask's tensors, which Inductor is free to change, so they
-come from an op that Inductor does not look into (flex_blocks.py).
+a block mask that is traced into the graph gave wrong results, so it comes from an op that
+Inductor does not look into (flex_blocks.py).
 
 Dims: B batch, H query heads, G key/value heads, D head dim, T queries, N keys, C summaries.
 """

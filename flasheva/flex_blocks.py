@@ -58,8 +58,8 @@ def make_block_mask(
 
 
 # An op of its own, so that Inductor leaves it alone. What it did otherwise (torch 2.11 and 2.13):
-# strides of [B, 1, Q, K] that FlexAttention's kernel misreads, with wrong results for every row
-# but the first, and failures to simplify index arithmetic of dynamic sizes.
+# wrong results on a GPU for every row but the first (it seems that the kernel misreads strides of
+# [B, 1, Q, K] that Inductor chose), and failures to simplify index arithmetic of dynamic sizes.
 @torch.library.custom_op("flasheva::visible_blocks", mutates_args=())
 def _visible_blocks(
     query: Tensor | None,

@@ -64,7 +64,6 @@ def condition_of_bias(config: EvaConfig, exact: Inputs, do: torch.Tensor) -> flo
     takes that number from an output rounded to the low precision: the error of the sum is that
     of its summands, however much they cancel."""
     B, H, T, D = exact.q.shape
-    # A batch of its own for every head makes a bias of its own for every row and head.
     x = exact.to(torch.float64)
     k_rfa, v_rfa = chunk_summaries(config, x.q, x.k, x.v, x.maps)
     C = k_rfa.shape[2]
