@@ -1,0 +1,459 @@
+"""Backward kernels of the attention; no atomics, so that gradients repeat to the last bit.
+
+With p the weights, delta = rowsum(do * o) and ds = p * (do . v - delta), gradients are
+dv = p^T do, dk = s * ds^T q and dq = s * ds k. Each kernel recomputes p from the saved
+log-sum-exp (in units of log 2) for the tiles that the rule shows:
+
+- `query_gradients`: a tile of queries, all its keys: dq, the bias, and its share of the sinks;
+- `summary_gradients`: a tile of summaries, all later queries: dk_rfa, dv_rfa;
+- `key_gradients`: a tile of keys, the queries whose exact window holds them: dk, dv, to which it
+  adds what the summaries of its chunks pass on (summary_backward.py);
+- `add_sink_gradients`: sums the shares of the sinks and adds them to dk, dv.
+"""
+
+import triton
+import triton.language as tl
+
+from flasheva.triton.attention_forward import LOG2_E, load_rows
+from flasheva.triton.rule import (
+    between,
+    end_of_document,
+    first_query_of_chunk,
+    last_query_of_key,
+    locate,
+)
+
+
+@triton.jit
+def output_dot(
+    out, do, delta,
+    stride_ob, stride_oh, stride_ot,
+    stride_gb, stride_gh, stride_gt,
+    T, num_tiles,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+):
+    """delta [B, H, T] = rowsum(do * out). Grid: tiles of queries x B * H."""
+    first = tl.program_id(0) % num_tiles * BLOCK_M
+    head = tl.program_id(0) // num_tiles
+    h = tl.cast(head % H, tl.int64)
+    b = tl.cast(head // H, tl.int64)
+    rows = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    x = load_rows(out + b * stride_ob + h * stride_oh, first, stride_ot, rows, d, T, D, True)
+    y = load_rows(do + b * stride_gb + h * stride_gh, first, stride_gt, rows, d, T, D, True)
+    dot = tl.sum(x.to(tl.float32) * y.to(tl.float32), 1)
+    tl.store(delta + tl.cast(head, tl.int64) * T + first + rows, dot, mask=first + rows < T)
+
+
+@triton.jit
+def _weights_and_gradients(
+    q, do, lse, delta, keys, values, seen, bias, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """p and ds, [queries, keys] each."""
+    logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    p = tl.exp2(logits * scale + (bias - lse)[:, None])
+    if MASKED:
+        p = tl.where(seen, p, 0.0)
+    dp = tl.dot(do, tl.trans(values), input_precision=PRECISION)
+    return p, p * (dp - delta[:, None])
+
+
+@triton.jit
+def _query_gradients(
+    dq, dbias, q, do, lse, delta, k, v, stride_k, stride_v, d, low, high, see_low, see_high,
+    bias, scale,
+    D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """Adds what keys low .. high - 1 pass to the queries; see `_attend`."""
+    columns = tl.arange(0, BLOCK_N)
+    for x in tl.range(low, high, BLOCK_N):
+        keys = load_rows(k, x, stride_k, columns, d, high, D, MASKED)
+        values = load_rows(v, x, stride_v, columns, d, high, D, MASKED)
+        seen = between((x + columns)[None, :], see_low[:, None], see_high[:, None])
+        _, ds = _weights_and_gradients(
+            q, do, lse, delta, keys, values, seen, bias, scale, MASKED, PRECISION
+        )
+        dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision=PRECISION)
+        dbias += tl.sum(ds, 1)
+    return dq, dbias
+
+
+@triton.jit
+def query_gradients(
+    q, k, v, k_rfa, v_rfa, bias, seq_start, do, lse, delta, q_mean_grad,
+    dq, bias_shares, sink_shares,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    stride_rb, stride_rh, stride_rt,
+    stride_gb, stride_gh, stride_gt,
+    stride_dqb, stride_dqh, stride_dqt,
+    T, C, num_tiles, scale,
+    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
+    SUMMARIES: tl.constexpr, QUERY_MEANS: tl.constexpr, BIAS: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):
+    """Grid: tiles of queries x B * H.
+
+    QUERY_MEANS: q_mean_grad float32 [B, G, C, D] is what each query of a chunk gets from the
+    chunk's mean. bias_shares float32 [B, H, tiles]; sink_shares float32 [B, H, tiles, 2, S, D]
+    (of k, then of v), written only for tiles that look back at sinks.
+    """
+    tile = num_tiles - 1 - tl.program_id(0) % num_tiles
+    head = tl.program_id(0) // num_tiles
+    h = tl.cast(head % H, tl.int64)
+    b = tl.cast(head // H, tl.int64)
+    g = h // R
+    q += b * stride_qb + h * stride_qh
+    k += b * stride_kb + g * stride_kh
+    v += b * stride_vb + g * stride_vh
+    do += b * stride_gb + h * stride_gh
+    if PACKED:
+        seq_start += b * T
+    rows = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    first = tile * BLOCK_M
+    last = first + BLOCK_M - 1
+    n, start, begin = locate(first + rows, T, 0, seq_start, W, P, SLIDING, PACKED)
+    first_n, first_start, first_begin = locate(first, T, 0, seq_start, W, P, SLIDING, PACKED)
+    last_n, last_start, last_begin = locate(last, T, 0, seq_start, W, P, SLIDING, PACKED)
+
+    inside = first + rows < T
+    queries = load_rows(q, first, stride_qt, rows, d, T, D, True)
+    grads = load_rows(do, first, stride_gt, rows, d, T, D, True)
+    row = tl.cast(head, tl.int64) * T + first
+    peak = tl.load(lse + row + rows, mask=inside, other=float("inf"))
+    mean = tl.load(delta + row + rows, mask=inside, other=0.0)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    per_query = tl.zeros([BLOCK_M], tl.float32)
+
+    if SUMMARIES:
+        k_rfa += b * stride_rb + g * stride_rh
+        v_rfa += b * stride_rb + g * stride_rh
+        shift = 0.0
+        if BIAS:
+            shift = tl.load(bias + h).to(tl.float32) * LOG2_E
+        low = (first_start + S) // P
+        high = last_begin // P
+        middle = low
+        if not PACKED:
+            middle += tl.maximum(first_begin // P - low, 0) // BLOCK_N * BLOCK_N
+            acc, per_query = _query_gradients(
+                acc, per_query, queries, grads, peak, mean, k_rfa, v_rfa, stride_rt, stride_rt, d,
+                low, middle, start, begin, shift, scale, D, BLOCK_N, False, PRECISION,
+            )
+        acc, per_query = _query_gradients(
+            acc, per_query, queries, grads, peak, mean, k_rfa, v_rfa, stride_rt, stride_rt, d,
+            middle, high, (start + S) // P, begin // P, shift, scale, D, BLOCK_N, True, PRECISION,
+        )
+        if BIAS:
+            tl.store(bias_shares + head * num_tiles + tile, tl.sum(per_query, 0))
+    if S > 0:
+        if last_begin > first_start:
+            sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
+            columns = tl.arange(0, BLOCK_S)
+            share = sink_shares + (tl.cast(head, tl.int64) * num_tiles + tile) * (2 * S * D)
+            for x in tl.range(first_start, first_start + S, BLOCK_S):
+                keys = load_rows(k, x, stride_kt, columns, d, first_start + S, D, True)
+                values = load_rows(v, x, stride_vt, columns, d, first_start + S, D, True)
+                seen = between((x + columns)[None, :], start[:, None], sink_end[:, None])
+                p, ds = _weights_and_gradients(
+                    queries, grads, peak, mean, keys, values, seen, 0.0, scale, True, PRECISION
+                )
+                ds = ds.to(keys.dtype)
+                acc = tl.dot(ds, keys, acc, input_precision=PRECISION)
+                key_grad = tl.dot(tl.trans(ds), queries, input_precision=PRECISION)
+                value_grad = tl.dot(
+                    tl.trans(p.to(keys.dtype)), grads, input_precision=PRECISION
+                )
+                sink = x - first_start + columns
+                offsets = sink[:, None] * D + d[None, :]
+                mask = (sink[:, None] < S) & (d[None, :] < D)
+                # `scale` is in units of log 2.
+                tl.store(share + offsets, key_grad * (scale / LOG2_E), mask=mask)
+                tl.store(share + S * D + offsets, value_grad, mask=mask)
+    acc, _ = _query_gradients(
+        acc, per_query, queries, grads, peak, mean, k, v, stride_kt, stride_vt, d,
+        first_begin, last_n + 1, begin, n + 1, 0.0, scale, D, BLOCK_N, True, PRECISION,
+    )
+
+    acc = acc * (scale / LOG2_E)
+    if QUERY_MEANS:
+        chunk = (first + rows) // P
+        address = q_mean_grad + ((b * (H // R) + g) * C + chunk)[:, None] * D + d[None, :]
+        acc += tl.load(address, mask=(chunk < C)[:, None] & (d[None, :] < D), other=0.0)
+    dq += b * stride_dqb + h * stride_dqh + tl.cast(first, tl.int64) * stride_dqt
+    tl.store(
+        dq + rows[:, None] * stride_dqt + d[None, :],
+        acc.to(dq.dtype.element_ty),
+        mask=inside[:, None] & (d[None, :] < D),
+    )
+
+
+@triton.jit
+def _key_gradients(
+    dk, dv, keys, values, q, do, lse, delta, stride_q, stride_g, d, low, high, T,
+    seq_start, see_low, see_high, bias, scale,
+    W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
+    SUMMARIES: tl.constexpr, PACKED: tl.constexpr,
+    D: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """Adds what queries low .. high - 1 pass to a tile of keys, or of SUMMARIES.
+
+    A key (see_low: its position) is seen where begin <= key <= n; a summary (see_low, see_high:
+    where its chunk begins and ends) where start + S <= see_low and see_high <= begin.
+    """
+    rows = tl.arange(0, BLOCK_M)
+    for x in tl.range(low, high, BLOCK_M):
+        queries = load_rows(q, x, stride_q, rows, d, high, D, MASKED)
+        if MASKED:
+            inside = x + rows < high
+            peak = tl.load(lse + x + rows, mask=inside, other=float("inf"))
+            mean = tl.load(delta + x + rows, mask=inside, other=0.0)
+        else:
+            peak = tl.load(lse + x + rows)
+            mean = tl.load(delta + x + rows)
+        logits = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+        p = tl.exp2(logits * scale + (bias - peak)[None, :])
+        if MASKED:
+            n, start, begin = locate(x + rows, T, 0, seq_start, W, P, SLIDING, PACKED)
+            if SUMMARIES:
+                seen = see_high[:, None] <= begin[None, :]
+                if PACKED:
+                    seen &= see_low[:, None] >= (start + S)[None, :]
+            else:
+                seen = between(see_low[:, None], begin[None, :], n[None, :] + 1)
+            p = tl.where(seen, p, 0.0)
+        grads = load_rows(do, x, stride_g, rows, d, high, D, MASKED)
+        dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision=PRECISION)
+        dp = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+        ds = p * (dp - mean[None, :])
+        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION)
+    return dk, dv
+
+
+@triton.jit
+def summary_gradients(
+    q, k_rfa, v_rfa, bias, seq_start, do, lse, delta, dk_rfa, dv_rfa,
+    stride_qb, stride_qh, stride_qt,
+    stride_rb, stride_rh, stride_rt,
+    stride_gb, stride_gh, stride_gt,
+    T, C, num_heads, scale,
+    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
+    BIAS: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):
+    """Grid: tiles of summaries x B * G (num_heads); results float32 [B, G, C, D] contiguous."""
+    # Tile by tile over all heads: the first summaries have the most queries and go first.
+    head = tl.program_id(0) % num_heads
+    first = tl.program_id(0) // num_heads * BLOCK_N
+    G: tl.constexpr = H // R
+    g = tl.cast(head % G, tl.int64)
+    b = tl.cast(head // G, tl.int64)
+    k_rfa += b * stride_rb + g * stride_rh
+    v_rfa += b * stride_rb + g * stride_rh
+    columns = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    keys = load_rows(k_rfa, first, stride_rt, columns, d, C, D, True)
+    values = load_rows(v_rfa, first, stride_rt, columns, d, C, D, True)
+    dk = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+
+    chunk = tl.minimum(first + columns, C - 1)
+    last = tl.minimum(first + BLOCK_N, C) * P - 1  # the last token of the tile's chunks
+    first_start = 0
+    end = T
+    if PACKED:
+        seq_start += b * T
+        first_start = tl.load(seq_start + first * P)
+        end = end_of_document(seq_start, last, T)
+    low = tl.minimum(first_query_of_chunk((first + 1) * P, first_start, W, SLIDING), end)
+    # From here on a query sees the whole tile; the rest is a multiple of the tile of queries.
+    whole = tl.minimum(first_query_of_chunk(last + 1, first_start, W, SLIDING), end)
+    if PACKED:
+        whole = end
+    tail = whole + (end - whole) // BLOCK_M * BLOCK_M
+    for r in tl.range(0, R):
+        h = g * R + r
+        q_h = q + b * stride_qb + h * stride_qh
+        do_h = do + b * stride_gb + h * stride_gh
+        row = (b * H + h) * T
+        shift = 0.0
+        if BIAS:
+            shift = tl.load(bias + h).to(tl.float32) * LOG2_E
+        dk, dv = _key_gradients(
+            dk, dv, keys, values, q_h, do_h, lse + row, delta + row, stride_qt, stride_gt, d,
+            low, whole, T, seq_start, chunk * P, (chunk + 1) * P, shift, scale,
+            W, P, S, SLIDING, True, PACKED, D, BLOCK_M, True, PRECISION,
+        )
+        if not PACKED:
+            dk, dv = _key_gradients(
+                dk, dv, keys, values, q_h, do_h, lse + row, delta + row, stride_qt, stride_gt, d,
+                whole, tail, T, seq_start, chunk * P, (chunk + 1) * P, shift, scale,
+                W, P, S, SLIDING, True, PACKED, D, BLOCK_M, False, PRECISION,
+            )
+            dk, dv = _key_gradients(
+                dk, dv, keys, values, q_h, do_h, lse + row, delta + row, stride_qt, stride_gt, d,
+                tail, end, T, seq_start, chunk * P, (chunk + 1) * P, shift, scale,
+                W, P, S, SLIDING, True, PACKED, D, BLOCK_M, True, PRECISION,
+            )
+
+    offsets = (tl.cast(head, tl.int64) * C + first) * D + columns[:, None] * D + d[None, :]
+    mask = ((first + columns)[:, None] < C) & (d[None, :] < D)
+    if first * P < S:  # chunks of sinks are nobody's summaries
+        unseen = (chunk * P < S)[:, None]
+        dk = tl.where(unseen, 0.0, dk)
+        dv = tl.where(unseen, 0.0, dv)
+    tl.store(dk_rfa + offsets, dk * (scale / LOG2_E), mask=mask)
+    tl.store(dv_rfa + offsets, dv, mask=mask)
+
+
+@triton.jit
+def key_gradients(
+    q, k, v, seq_start, do, lse, delta,
+    omega, dv_rfa, k_mean_grad, weights, logit_grads, pool, pool_grads, mu,
+    dk, dv,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    stride_gb, stride_gh, stride_gt,
+    stride_dkb, stride_dkh, stride_dkt,
+    T, C, num_tiles, scale,
+    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
+    SUMMARIES: tl.constexpr, POOLED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):
+    """Grid: tiles of keys x B * G. dk and dv share strides.
+
+    SUMMARIES: what the tokens get from their chunks' summaries is added; see summary_backward.py
+    for the arguments from omega to pool_grads.
+    """
+    first = tl.program_id(0) % num_tiles * BLOCK_N
+    head = tl.program_id(0) // num_tiles
+    G: tl.constexpr = H // R
+    g = tl.cast(head % G, tl.int64)
+    b = tl.cast(head // G, tl.int64)
+    columns = tl.arange(0, BLOCK_N)
+    d = tl.arange(0, BLOCK_D)
+    keys = load_rows(
+        k + b * stride_kb + g * stride_kh, first, stride_kt, columns, d, T, D, True
+    )
+    values = load_rows(
+        v + b * stride_vb + g * stride_vh, first, stride_vt, columns, d, T, D, True
+    )
+    dk_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+    dv_acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
+
+    last = tl.minimum(first + BLOCK_N, T) - 1
+    last_start = 0
+    if PACKED:
+        seq_start += b * T
+        last_start = tl.load(seq_start + last)
+    high = tl.minimum(last_query_of_key(last, last_start, W, P, SLIDING) + 1, T)
+    for r in tl.range(0, R):
+        h = g * R + r
+        row = (b * H + h) * T
+        dk_acc, dv_acc = _key_gradients(
+            dk_acc, dv_acc, keys, values,
+            q + b * stride_qb + h * stride_qh, do + b * stride_gb + h * stride_gh,
+            lse + row, delta + row, stride_qt, stride_gt, d,
+            first, high, T, seq_start, first + columns, first + columns, 0.0, scale,
+            W, P, S, SLIDING, False, PACKED, D, BLOCK_M, True, PRECISION,
+        )
+    natural = scale / LOG2_E
+    dk_acc = dk_acc * natural
+
+    if SUMMARIES:
+        chunk = (first + columns) // P
+        whole = chunk < C
+        seen = whole[:, None] & (d[None, :] < D)
+        summary = ((tl.cast(head, tl.int64) * C + chunk) * D)[:, None] + d[None, :]
+        token = tl.cast(head, tl.int64) * C * P + first + columns
+        weight = tl.load(weights + token, mask=whole, other=0.0)
+        logit_grad = tl.load(logit_grads + token, mask=whole, other=0.0) * natural
+        key_grad = tl.load(k_mean_grad + summary, mask=seen, other=0.0)
+        value_grad = tl.load(dv_rfa + summary, mask=seen, other=0.0)
+        direction = tl.load(omega + summary, mask=seen, other=0.0)
+        dv_acc += weight[:, None] * value_grad
+        dk_acc += logit_grad[:, None] * (direction - keys.to(tl.float32))
+        if POOLED:
+            pooled = tl.load(pool + token, mask=whole, other=0.0)
+            pool_grad = tl.load(pool_grads + token, mask=whole, other=0.0) * natural
+            learned = tl.load(mu + g * D + d, mask=d < D, other=0.0).to(tl.float32)
+            dk_acc += pooled[:, None] * key_grad + pool_grad[:, None] * learned[None, :]
+        else:
+            dk_acc += key_grad
+
+    offsets = b * stride_dkb + g * stride_dkh + tl.cast(first, tl.int64) * stride_dkt
+    offsets = offsets + columns[:, None] * stride_dkt + d[None, :]
+    mask = ((first + columns)[:, None] < T) & (d[None, :] < D)
+    tl.store(dk + offsets, dk_acc.to(dk.dtype.element_ty), mask=mask)
+    tl.store(dv + offsets, dv_acc.to(dv.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def add_sink_gradients(
+    sink_shares, seq_start, dk, dv,
+    stride_dkb, stride_dkh, stride_dkt,
+    T, num_tiles,
+    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
+    PACKED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
+):
+    """Adds to each sink the shares of all tiles that look back at it.
+
+    Grid: sinks S x documents x B * G; without PACKED there is one document. With it, the program
+    of the first tile that has a document as its first one sums the shares of that document.
+    """
+    sink = tl.program_id(0) % S
+    G: tl.constexpr = H // R
+    if PACKED:
+        first = tl.program_id(0) // S % num_tiles
+        head = tl.program_id(0) // S // num_tiles
+    else:
+        first = tl.program_id(0) * 0
+        head = tl.program_id(0) // S
+    g = tl.cast(head % G, tl.int64)
+    b = tl.cast(head // G, tl.int64)
+    tiles = tl.arange(0, BLOCK_T)
+    d = tl.arange(0, BLOCK_D)
+    if PACKED:
+        seq_start += b * T
+    _, start, _ = locate(first * BLOCK_M, T, 0, seq_start, W, P, SLIDING, PACKED)
+    end = num_tiles
+    leads = first == 0
+    if PACKED:
+        leads |= tl.load(seq_start + tl.maximum(first - 1, 0) * BLOCK_M) != start
+        end = (end_of_document(seq_start, start, T) + BLOCK_M - 1) // BLOCK_M
+    if leads:
+        key_grad = tl.zeros([BLOCK_D], tl.float32)
+        value_grad = tl.zeros([BLOCK_D], tl.float32)
+        for r in tl.range(0, R):
+            base = (b * H + g * R + r) * num_tiles
+            for x in tl.range(first, end, BLOCK_T):
+                tile = x + tiles
+                _, tile_start, _ = locate(
+                    tile * BLOCK_M, T, 0, seq_start, W, P, SLIDING, PACKED
+                )
+                _, _, tile_begin = locate(
+                    tile * BLOCK_M + (BLOCK_M - 1), T, 0, seq_start, W, P, SLIDING, PACKED
+                )
+                wrote = (tile < end) & (tile_start == start) & (tile_begin > start)
+                offsets = ((base + tile) * (2 * S) + sink)[:, None] * D + d[None, :]
+                mask = wrote[:, None] & (d[None, :] < D)
+                key_grad += tl.sum(tl.load(sink_shares + offsets, mask=mask, other=0.0), 0)
+                offsets += S * D
+                value_grad += tl.sum(tl.load(sink_shares + offsets, mask=mask, other=0.0), 0)
+        position = start + sink
+        if position < T:
+            offsets = b * stride_dkb + g * stride_dkh + tl.cast(position, tl.int64) * stride_dkt + d
+            inside = d < D
+            key_grad += tl.load(dk + offsets, mask=inside, other=0.0).to(tl.float32)
+            value_grad += tl.load(dv + offsets, mask=inside, other=0.0).to(tl.float32)
+            tl.store(dk + offsets, key_grad.to(dk.dtype.element_ty), mask=inside)
+            tl.store(dv + offsets, value_grad.to(dv.dtype.element_ty), mask=inside)

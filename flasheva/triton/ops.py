@@ -1,0 +1,604 @@
+"""The kernels as ops of PyTorch: fake kernels for tracing, autograd, and their launches.
+
+`flasheva::attention` is whole rows, summaries included, with a backward;
+`flasheva::attention_onto_cache` is new queries over what a cache holds, without one.
+
+Dims: B batch, H query heads, G key/value heads, R = H / G, D head dim, T tokens, N keys,
+C = T // P chunks.
+"""
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from flasheva.config import EvaConfig
+from flasheva.summary import AffineMaps, PooledMaps, SummaryMaps
+from flasheva.triton import attention_backward as backward_kernels
+from flasheva.triton.attention_forward import attention_forward
+from flasheva.triton.summary_backward import map_gradients, summary_backward
+from flasheva.triton.summary_forward import summary_forward
+from flasheva.triton.tiles import Tile, tile_of
+
+LOG2_E = 1.4426950408889634
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_SINK_TILE = 64  # sinks at a time
+_MAP_SHARES = 64  # programs among which the gradient of a map is split
+
+
+def triton_attention(
+    config: EvaConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: SummaryMaps | None,
+    bias: Tensor | None,
+    seq_start: Tensor | None,
+    noise: Tensor | None,
+) -> Tensor:
+    """Attention over whole rows, summaries included; arguments as `flasheva.eva_attention`."""
+    kind, tensors = _flatten(maps)
+    out: Tensor = _attention(
+        *(q, k, v, tensors, bias, seq_start, noise),
+        *(config.window_size, config.chunk_size, config.sink_size, config.window, kind),
+    )[0]
+    return out
+
+
+def triton_attention_onto_cache(
+    config: EvaConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_rfa: Tensor,
+    v_rfa: Tensor,
+    bias: Tensor | None,
+    q_start: Tensor,
+) -> Tensor:
+    """Attention of T new queries per row over sinks, window and themselves; no backward.
+
+    Args:
+        config: window, chunk, sinks.
+        q: [B, H, T, D].
+        k, v: [B, G, N, D]: the sinks, then the tokens before the new ones in order, then the T
+            new ones.
+        k_rfa, v_rfa: [B, G, C, D].
+        bias: [H] or None.
+        q_start: int [B], position of the first query in its row.
+
+    Returns:
+        [B, H, T, D] in the dtype of q.
+    """
+    out: Tensor = _attention_onto_cache(
+        *(q, k, v, k_rfa, v_rfa, bias, q_start),
+        *(config.window_size, config.chunk_size, config.sink_size, config.window),
+    )
+    return out
+
+
+def _flatten(maps: SummaryMaps | None) -> tuple[str, list[Tensor]]:
+    """The kind of map, and [w_q, b_q, w_k, b_k(, g_q, s_q, g_k, s_k)], [phi, mu] or []."""
+    if maps is None:
+        return "none", []
+    if isinstance(maps, PooledMaps):
+        return "pooled", [maps.phi, maps.mu]
+    assert isinstance(maps, AffineMaps)
+    tensors = [maps.q.weight, maps.q.bias, maps.k.weight, maps.k.bias]
+    if maps.q.norm_weight is None:
+        return "linear", tensors
+    norms = (maps.q.norm_weight, maps.q.norm_bias, maps.k.norm_weight, maps.k.norm_bias)
+    return "layernorm", tensors + [x for x in norms if x is not None]
+
+
+class _Maps(NamedTuple):
+    w_q: Tensor | None = None
+    b_q: Tensor | None = None
+    w_k: Tensor | None = None
+    b_k: Tensor | None = None
+    g_q: Tensor | None = None
+    s_q: Tensor | None = None
+    g_k: Tensor | None = None
+    s_k: Tensor | None = None
+
+    @staticmethod
+    def of(kind: str, tensors: list[Tensor]) -> "_Maps":
+        tensors = [x.contiguous() for x in tensors]
+        if kind == "pooled":
+            return _Maps(w_q=tensors[0], w_k=tensors[1])
+        return _Maps(*tensors)
+
+
+class _Call(NamedTuple):
+    """What every kernel of one call is specialised for."""
+
+    B: int
+    H: int
+    G: int
+    T: int
+    D: int
+    W: int
+    P: int
+    S: int
+    sliding: bool
+    packed: bool
+    dtype: torch.dtype
+
+    @property
+    def block_d(self) -> int:
+        return max(16, triton.next_power_of_2(self.D))
+
+    @property
+    def scale(self) -> float:
+        """Of logits, in units of log 2."""
+        return float(self.D**-0.5 * LOG2_E)
+
+    @property
+    def precision(self) -> str:
+        return "ieee" if self.dtype == torch.float32 else "tf32"
+
+    @property
+    def map_precision(self) -> str:
+        """Of the float32 products of the maps: never TF32 alone."""
+        return "ieee" if self.dtype == torch.float32 else "tf32x3"
+
+    @property
+    def rule(self) -> dict[str, Any]:
+        return {"W": self.W, "P": self.P, "S": self.S, "SLIDING": self.sliding}
+
+    def tile(self, kernel: Any) -> Tile:
+        tile = tile_of(kernel, self.dtype, self.block_d)
+        if kernel in ("forward", "queries"):
+            # The rule of sinks wants tiles of queries no larger than a window.
+            most = 1 << (self.W.bit_length() - 1)
+            tile = tile._replace(block_m=min(tile.block_m, most))
+        return tile
+
+    @property
+    def sink_tile(self) -> int:
+        return min(_SINK_TILE, max(16, triton.next_power_of_2(self.S)))
+
+    @property
+    def chunk_tile(self) -> int:
+        """Chunks per program of the summary kernels; a product of matrices needs 16 rows."""
+        return 32 if self.block_d <= 64 else 16
+
+
+def _call(
+    q: Tensor, k: Tensor, seq_start: Tensor | None, W: int, P: int, S: int, window: str
+) -> _Call:
+    B, H, T, D = q.shape
+    sliding, packed = window == "sliding", seq_start is not None
+    return _Call(B, H, k.shape[1], T, D, W, P, S, sliding, packed, q.dtype)
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    assert x.stride(3) == 1
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def _rows_apart(x: Tensor) -> Tensor:
+    """x with the D entries of a row side by side; a copy only if they are not."""
+    return x if x.stride(3) == 1 else x.contiguous()
+
+
+def _like_projection(B: int, heads: int, T: int, D: int, like: Tensor) -> Tensor:
+    """[B, heads, T, D], in memory [B, T, heads, D]: the output projection needs no copy."""
+    return torch.empty((B, T, heads, D), dtype=like.dtype, device=like.device).transpose(1, 2)
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    if 0 not in grid:
+        kernel[grid](*args, **options)
+
+
+def _summaries(
+    c: _Call, q: Tensor, k: Tensor, v: Tensor, kind: str, maps: _Maps, noise: Tensor | None,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """k_rfa, v_rfa, and float32 q_mean, k_mean, omega (empty unless `save`)."""
+    C = c.T // c.P
+    shape = (c.B, c.G, C, c.D)
+    k_rfa, v_rfa = (k.new_empty(shape) for _ in range(2))
+    saved = [k.new_empty(shape if save else (0,), dtype=torch.float32) for _ in range(3)]
+    num_blocks = triton.cdiv(C, c.chunk_tile)
+    _launch(
+        summary_forward,
+        (num_blocks * c.B * c.G,),
+        *(q, k, v, None if noise is None else noise.contiguous(), *maps, k_rfa, v_rfa, *saved),
+        *(*_strides(q), *_strides(k), *_strides(v)),
+        *(C, num_blocks, c.D**-0.5),
+        G=c.G,
+        R=c.H // c.G,
+        D=c.D,
+        P=c.P,
+        MAP=kind,
+        NOISE=noise is not None,
+        SAVE=save,
+        PRECISION=c.map_precision,
+        BLOCK_D=c.block_d,
+        BLOCK_C=c.chunk_tile,
+        num_warps=4,
+    )
+    return k_rfa, v_rfa, *saved
+
+
+def _attend(
+    c: _Call,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_rfa: Tensor,
+    v_rfa: Tensor,
+    bias: Tensor | None,
+    seq_start: Tensor | None,
+    q_start: Tensor | None,
+    key_offset: int,
+    save: bool,
+) -> tuple[Tensor, Tensor]:
+    """The output, and the log-sum-exp [B, H, T] in units of log 2 (empty unless `save`)."""
+    out = _like_projection(c.B, c.H, c.T, c.D, q)
+    lse = q.new_empty((c.B, c.H, c.T) if save else (0,), dtype=torch.float32)
+    tile = c.tile("forward")
+    num_tiles = triton.cdiv(c.T, tile.block_m)
+    _launch(
+        attention_forward,
+        (num_tiles * c.B * c.H,),
+        *(q, k, v, k_rfa, v_rfa, bias, seq_start, q_start, out, lse),
+        *(*_strides(q), *_strides(k), *_strides(v), *_strides(k_rfa), *_strides(out)),
+        *(c.T, num_tiles, key_offset, c.scale),
+        H=c.H,
+        R=c.H // c.G,
+        D=c.D,
+        **c.rule,
+        SUMMARIES=k_rfa.shape[2] > 0,
+        BIAS=bias is not None,
+        PACKED=c.packed,
+        CACHED=q_start is not None,
+        SAVE_LSE=save,
+        PRECISION=c.precision,
+        BLOCK_D=c.block_d,
+        BLOCK_S=c.sink_tile,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    return out, lse
+
+
+@torch.library.custom_op("flasheva::attention", mutates_args=())
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: list[Tensor],
+    bias: Tensor | None,
+    seq_start: Tensor | None,
+    noise: Tensor | None,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+    summary_map: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """out, then what the backward needs: lse, k_rfa, v_rfa, q_mean, k_mean, omega."""
+    q, k, v = (_rows_apart(x) for x in (q, k, v))
+    seq_start = _int32(seq_start)
+    c = _call(q, k, seq_start, window_size, chunk_size, sink_size, window)
+    if summary_map == "none":
+        empty = k.new_empty((c.B, c.G, 0, c.D))
+        k_rfa, v_rfa = empty, empty.clone()
+        q_mean, k_mean, omega = (k.new_empty(0, dtype=torch.float32) for _ in range(3))
+    else:
+        k_rfa, v_rfa, q_mean, k_mean, omega = _summaries(
+            c, q, k, v, summary_map, _Maps.of(summary_map, maps), noise, save=True
+        )
+    out, lse = _attend(c, q, k, v, k_rfa, v_rfa, bias, seq_start, None, 0, save=True)
+    return out, lse, k_rfa, v_rfa, q_mean, k_mean, omega
+
+
+@_attention.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: list[Tensor],
+    bias: Tensor | None,
+    seq_start: Tensor | None,
+    noise: Tensor | None,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+    summary_map: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    B, H, T, D = q.shape
+    G = k.shape[1]
+    C = 0 if summary_map == "none" else T // chunk_size
+    out = _like_projection(B, H, T, D, q)
+    lse = q.new_empty((B, H, T), dtype=torch.float32)
+    k_rfa, v_rfa = (k.new_empty((B, G, C, D)) for _ in range(2))
+    saved = (0,) if summary_map == "none" else (B, G, C, D)
+    means = [k.new_empty(saved, dtype=torch.float32) for _ in range(3)]
+    return out, lse, k_rfa, v_rfa, means[0], means[1], means[2]
+
+
+@torch.library.custom_op("flasheva::attention_backward", mutates_args=())
+def _attention_backward(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: list[Tensor],
+    bias: Tensor | None,
+    seq_start: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    k_rfa: Tensor,
+    v_rfa: Tensor,
+    q_mean: Tensor,
+    k_mean: Tensor,
+    omega: Tensor,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+    summary_map: str,
+) -> list[Tensor]:
+    """Gradients of q, k, v, then of the bias if there is one, then of the maps."""
+    do, q, k, v = (_rows_apart(x) for x in (do, q, k, v))
+    seq_start = _int32(seq_start)
+    c = _call(q, k, seq_start, window_size, chunk_size, sink_size, window)
+    B, H, G, T, D, P = c.B, c.H, c.G, c.T, c.D, c.P
+    C, R = k_rfa.shape[2], H // G
+    common = {"H": H, "R": R, "D": D, "PACKED": c.packed, "BLOCK_D": c.block_d, **c.rule}
+
+    delta = torch.empty_like(lse)
+    block = 64
+    num_tiles = triton.cdiv(T, block)
+    _launch(
+        backward_kernels.output_dot,
+        (num_tiles * B * H,),
+        *(out, do, delta, *_strides(out), *_strides(do), T, num_tiles),
+        H=H,
+        D=D,
+        BLOCK_D=c.block_d,
+        BLOCK_M=block,
+    )
+
+    token = k.new_empty((4, B, G, C * P), dtype=torch.float32)
+    chunk = k.new_empty((6, B, G, C, D), dtype=torch.float32)
+    weights, logit_grads, pool, pool_grads = token
+    dk_rfa, dv_rfa, q_mean_grad, k_mean_grad, dz_q, dz_k = chunk
+    parameters = _Maps.of(summary_map, maps)
+    map_grads: list[Tensor] = []
+    if C > 0:
+        tile = c.tile("summaries")
+        _launch(
+            backward_kernels.summary_gradients,
+            (triton.cdiv(C, tile.block_n) * B * G,),
+            *(q, k_rfa, v_rfa, bias, seq_start, do, lse, delta, dk_rfa, dv_rfa),
+            *(*_strides(q), *_strides(k_rfa), *_strides(do), T, C, B * G, c.scale),
+            **common,
+            BIAS=bias is not None,
+            PRECISION=c.precision,
+            BLOCK_M=tile.block_m,
+            BLOCK_N=tile.block_n,
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+        )
+        num_blocks = triton.cdiv(C, c.chunk_tile)
+        vector_shares = k.new_empty((B, G, num_blocks, 4, D), dtype=torch.float32)
+        m = parameters
+        _launch(
+            summary_backward,
+            (num_blocks * B * G,),
+            *(k, v, m.w_q, m.b_q, m.w_k, m.b_k, m.g_q, m.g_k, q_mean, k_mean, omega),
+            *(dk_rfa, dv_rfa, weights, logit_grads, pool, pool_grads),
+            *(q_mean_grad, k_mean_grad, dz_q, dz_k, vector_shares),
+            *(*_strides(k), *_strides(v), C, num_blocks, D**-0.5),
+            G=G,
+            R=R,
+            D=D,
+            P=P,
+            MAP=summary_map,
+            PRECISION=c.map_precision,
+            BLOCK_D=c.block_d,
+            BLOCK_P=triton.next_power_of_2(P),
+            BLOCK_C=c.chunk_tile,
+            num_warps=4,
+        )
+        map_grads = _map_gradients(c, summary_map, dz_q, q_mean, dz_k, k_mean, vector_shares)
+    elif summary_map != "none":
+        map_grads = [torch.zeros_like(x, dtype=torch.float32) for x in maps]
+    pooled = summary_map == "pooled"
+
+    dk, dv = (_like_projection(B, G, T, D, k) for _ in range(2))
+    tile = c.tile("keys")
+    num_tiles = triton.cdiv(T, tile.block_n)
+    _launch(
+        backward_kernels.key_gradients,
+        (num_tiles * B * G,),
+        *(q, k, v, seq_start, do, lse, delta, omega, dv_rfa),
+        *(dk_rfa if pooled else k_mean_grad, weights, logit_grads, pool, pool_grads),
+        *(parameters.w_k, dk, dv),
+        *(*_strides(q), *_strides(k), *_strides(v), *_strides(do), *_strides(dk)),
+        *(T, C, num_tiles, c.scale),
+        **common,
+        SUMMARIES=C > 0,
+        POOLED=pooled,
+        PRECISION=c.precision,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+
+    dq = _like_projection(B, H, T, D, q)
+    tile = c.tile("queries")
+    num_tiles = triton.cdiv(T, tile.block_m)
+    bias_shares = q.new_empty((B, H, num_tiles), dtype=torch.float32)
+    sink_shares = q.new_empty((B, H, num_tiles, 2, c.S, D), dtype=torch.float32)
+    _launch(
+        backward_kernels.query_gradients,
+        (num_tiles * B * H,),
+        *(q, k, v, k_rfa, v_rfa, bias, seq_start, do, lse, delta, q_mean_grad),
+        *(dq, bias_shares, sink_shares),
+        *(*_strides(q), *_strides(k), *_strides(v), *_strides(k_rfa), *_strides(do)),
+        *(*_strides(dq), T, C, num_tiles, c.scale),
+        **common,
+        SUMMARIES=C > 0,
+        QUERY_MEANS=C > 0 and not pooled,
+        BIAS=bias is not None,
+        PRECISION=c.precision,
+        BLOCK_S=c.sink_tile,
+        BLOCK_M=tile.block_m,
+        BLOCK_N=tile.block_n,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    if c.S > 0:
+        documents = num_tiles if c.packed else 1
+        _launch(
+            backward_kernels.add_sink_gradients,
+            (c.S * documents * B * G,),
+            *(sink_shares, seq_start, dk, dv, *_strides(dk), T, num_tiles),
+            **common,
+            BLOCK_M=tile.block_m,
+            BLOCK_T=32,
+        )
+    grads = [dq, dk, dv]
+    if bias is not None:
+        grads.append(bias_shares.sum((0, 2)) if C > 0 else torch.zeros_like(bias).float())
+    return grads + map_grads
+
+
+def _map_gradients(
+    c: _Call,
+    kind: str,
+    dz_q: Tensor,
+    q_mean: Tensor,
+    dz_k: Tensor,
+    k_mean: Tensor,
+    vector_shares: Tensor,
+) -> list[Tensor]:
+    """Gradients of the maps' tensors, float32, in the order of `_flatten`."""
+    if kind == "pooled":
+        return [vector_shares[:, :, :, i].sum((0, 2)) for i in range(2)]
+    rows = q_mean.numel() // c.D
+    block = 64 if c.block_d <= 64 else 32
+    shares = min(_MAP_SHARES, triton.cdiv(rows, block))
+    weight_shares = q_mean.new_empty((2, shares, c.D, c.D))
+    bias_shares = q_mean.new_empty((2, shares, c.D))
+    _launch(
+        map_gradients,
+        (shares, 2),
+        *(dz_q, q_mean, dz_k, k_mean, weight_shares, bias_shares, rows, shares),
+        D=c.D,
+        PRECISION=c.map_precision,
+        BLOCK_D=c.block_d,
+        BLOCK_R=block,
+        num_warps=8 if c.block_d > 64 else 4,
+    )
+    weights, biases = weight_shares.sum(1), bias_shares.sum(1)
+    grads = [weights[0], biases[0], weights[1], biases[1]]
+    if kind == "layernorm":
+        grads += list(vector_shares.sum((0, 1, 2)))
+    return [x.clone() for x in grads]  # results of an op share no memory
+
+
+@_attention_backward.register_fake
+def _(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: list[Tensor],
+    bias: Tensor | None,
+    seq_start: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    k_rfa: Tensor,
+    v_rfa: Tensor,
+    q_mean: Tensor,
+    k_mean: Tensor,
+    omega: Tensor,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+    summary_map: str,
+) -> list[Tensor]:
+    grads = [_like_projection(*x.shape, x) for x in (q, k, v)]
+    if bias is not None:
+        grads.append(torch.empty_like(bias, dtype=torch.float32))
+    return grads + [torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in maps]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, maps, bias, seq_start, _noise, *static = inputs
+    ctx.static = static
+    ctx.num_maps = len(maps)
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.save_for_backward(q, k, v, *maps, bias, seq_start, *output)
+
+
+def _backward(ctx: Any, do: Tensor, *_: Any) -> tuple[Any, ...]:
+    q, k, v, *rest = ctx.saved_tensors
+    maps, (bias, seq_start, *saved) = rest[: ctx.num_maps], rest[ctx.num_maps :]
+    dq, dk, dv, *others = _attention_backward(
+        *(do, q, k, v, maps, bias, seq_start, *saved, *ctx.static)
+    )
+    dbias = None if bias is None else others.pop(0).to(bias.dtype)
+    dmaps = [grad.to(x.dtype) for grad, x in zip(others, maps, strict=True)]
+    return (dq, dk, dv, dmaps, dbias, *([None] * (2 + len(ctx.static))))
+
+
+_attention.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("flasheva::attention_onto_cache", mutates_args=())
+def _attention_onto_cache(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_rfa: Tensor,
+    v_rfa: Tensor,
+    bias: Tensor | None,
+    q_start: Tensor,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+) -> Tensor:
+    q, k, v = (_rows_apart(x) for x in (q, k, v))
+    if k_rfa.stride() != v_rfa.stride() or k_rfa.stride(3) != 1:
+        k_rfa, v_rfa = k_rfa.contiguous(), v_rfa.contiguous()
+    c = _call(q, k, None, window_size, chunk_size, sink_size, window)
+    offset = k.shape[2] - q.shape[2]
+    return _attend(c, q, k, v, k_rfa, v_rfa, bias, None, q_start, offset, save=False)[0]
+
+
+@_attention_onto_cache.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    k_rfa: Tensor,
+    v_rfa: Tensor,
+    bias: Tensor | None,
+    q_start: Tensor,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+) -> Tensor:
+    return _like_projection(*q.shape, q)
+
+
+def _int32(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(torch.int32).contiguous()
+
+

@@ -1,0 +1,190 @@
+"""Backward kernels of the chunk summaries.
+
+With w the weights of a chunk's tokens, u = omega and z = s * (u . k_m) - s/2 * |k_m|^2 their
+logits, v_rfa = sum_m w_m v_m gives dw_m = dv_rfa . v_m, dz = w * (dw - sum_m w_m dw_m), and
+
+    dv_m += w_m * dv_rfa      dk_m += s * dz_m * (u - k_m)      du = s * sum_m dz_m k_m
+
+The means that centre the logits pass nothing on: the weights do not depend on them. What the maps
+send to the mean of a chunk goes to each of its tokens in equal parts. For "pooled" maps, with pool
+weights p, k_rfa = sum_m p_m k_m gives dpool_m = s * p_m * (dk_rfa . k_m - sum_m p_m dk_rfa . k_m)
+and dk_m += p_m * dk_rfa + dpool_m * mu.
+
+So a token needs two (pooled: four) numbers of its own and rows of its chunk: `summary_backward`
+computes those, and `key_gradients` and `query_gradients` add the products to dk, dv and dq.
+"""
+
+import triton
+import triton.language as tl
+
+from flasheva.triton.summary_forward import affine, load_token, normalise
+
+
+@triton.jit
+def _through_layernorm(dy, x, weight, bias, gain, d, D: tl.constexpr, PRECISION: tl.constexpr):
+    """From the gradient of a map's result to those of its product, its gain and its shift."""
+    normal, inverse = normalise(affine(x, weight, bias, d, D, PRECISION), d, D)
+    scaled = dy * tl.load(gain + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
+    mean = tl.sum(scaled, 1) / D
+    along = tl.sum(scaled * normal, 1) / D
+    dz = (scaled - mean[:, None] - normal * along[:, None]) * inverse[:, None]
+    return tl.where(d[None, :] < D, dz, 0.0), tl.sum(dy * normal, 0), tl.sum(dy, 0)
+
+
+@triton.jit
+def _times_weight(x, weight, d, D: tl.constexpr, PRECISION: tl.constexpr):
+    """x @ weight for x [BLOCK_C, BLOCK_D] and weight [D, D] contiguous."""
+    inside = d < D
+    address = weight + d[:, None] * D + d[None, :]
+    w = tl.load(address, mask=inside[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    return tl.dot(x, w, input_precision=PRECISION)
+
+
+@triton.jit
+def _weights_of(logits, grads):
+    """Softmax over tokens, and the gradient of its logits."""
+    weights = tl.exp(logits - tl.max(logits, 1)[:, None])
+    weights = weights / tl.sum(weights, 1)[:, None]
+    return weights, weights * (grads - tl.sum(weights * grads, 1)[:, None])
+
+
+@triton.jit
+def summary_backward(
+    k, v, w_q, b_q, w_k, b_k, g_q, g_k, q_mean, k_mean, omega, dk_rfa, dv_rfa,
+    weights, logit_grads, pool, pool_grads, q_mean_grad, k_mean_grad, dz_q, dz_k, vector_shares,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    C, num_blocks, scale,
+    G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr, MAP: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """Grid: blocks of chunks x B * G. All but k, v and the maps is float32 and contiguous.
+
+    Per token [B, G, C * P]: weights, logit_grads (dz without s), pool, pool_grads (without s).
+    Per chunk [B, G, C, D]: k_mean_grad, q_mean_grad (what each token gets), dz_q, dz_k (the
+    gradients of the maps' products). vector_shares [B, G, blocks, 4, D]: of g_q, s_q, g_k, s_k
+    ("layernorm"), or of phi, mu ("pooled").
+    """
+    block = tl.program_id(0) % num_blocks
+    head = tl.program_id(0) // num_blocks
+    g = tl.cast(head % G, tl.int64)
+    b = tl.cast(head // G, tl.int64)
+    first = tl.cast(block, tl.int64) * BLOCK_C
+    k += b * stride_kb + g * stride_kh + first * P * stride_kt
+    v += b * stride_vb + g * stride_vh + first * P * stride_vt
+    chunk = tl.arange(0, BLOCK_C)
+    token = tl.arange(0, BLOCK_P)
+    d = tl.arange(0, BLOCK_D)
+    seen = ((first + chunk)[:, None] < C) & (d[None, :] < D)
+    base = tl.cast(head, tl.int64) * C + first
+    rows = base * D + chunk[:, None] * D + d[None, :]
+
+    key_mean = tl.load(k_mean + rows, mask=seen, other=0.0)
+    feature = tl.load(omega + rows, mask=seen, other=0.0)
+    key_grad = tl.load(dk_rfa + rows, mask=seen, other=0.0)
+    value_grad = tl.load(dv_rfa + rows, mask=seen, other=0.0)
+    direction = feature - key_mean
+    mu = tl.zeros([BLOCK_D], tl.float32)
+    if MAP == "pooled":
+        mu = tl.load(w_k + g * D + d, mask=d < D, other=0.0).to(tl.float32)
+
+    logits = tl.zeros([BLOCK_C, BLOCK_P], tl.float32) + float("-inf")
+    pool_logits = logits
+    grads = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
+    key_grads = grads
+    for m in tl.range(0, P):
+        here = token[None, :] == m
+        centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
+        value = load_token(v, stride_vt, chunk, m, d, seen, D, P)
+        logit = tl.sum(centred * (direction - 0.5 * centred), 1) * scale
+        logits = tl.where(here, logit[:, None], logits)
+        grads = tl.where(here, tl.sum(value * value_grad, 1)[:, None], grads)
+        if MAP == "pooled":
+            logit = tl.sum(centred * mu[None, :], 1) * scale
+            pool_logits = tl.where(here, logit[:, None], pool_logits)
+            key_grads = tl.where(here, tl.sum(centred * key_grad, 1)[:, None], key_grads)
+
+    tokens = base * P + chunk[:, None] * P + token[None, :]
+    inside = ((first + chunk)[:, None] < C) & (token[None, :] < P)
+    weight, logit_grad = _weights_of(logits, grads)
+    tl.store(weights + tokens, weight, mask=inside)
+    tl.store(logit_grads + tokens, logit_grad, mask=inside)
+    pool_grad = logit_grad
+    if MAP == "pooled":
+        weight, pool_grad = _weights_of(pool_logits, key_grads)
+        tl.store(pool + tokens, weight, mask=inside)
+        tl.store(pool_grads + tokens, pool_grad, mask=inside)
+
+    feature_grad = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    mu_grad = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    for m in tl.range(0, P):
+        here = token[None, :] == m
+        centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
+        feature_grad += tl.sum(tl.where(here, logit_grad, 0.0), 1)[:, None] * centred
+        if MAP == "pooled":
+            mu_grad += tl.sum(tl.where(here, pool_grad, 0.0), 1)[:, None] * centred
+    feature_grad = feature_grad * scale
+
+    share = vector_shares + (tl.cast(head, tl.int64) * num_blocks + block) * (4 * D) + d
+    if MAP == "pooled":
+        tl.store(share, tl.sum(feature_grad, 0), mask=d < D)
+        tl.store(share + D, tl.sum(mu_grad, 0) * scale, mask=d < D)
+    else:
+        key_grad += feature_grad  # omega holds k_rfa
+        if MAP == "layernorm":
+            query_mean = tl.load(q_mean + rows, mask=seen, other=0.0)
+            feature_grad, gain_grad, shift_grad = _through_layernorm(
+                feature_grad, query_mean, w_q, b_q, g_q, d, D, PRECISION
+            )
+            tl.store(share, gain_grad, mask=d < D)
+            tl.store(share + D, shift_grad, mask=d < D)
+            key_grad, gain_grad, shift_grad = _through_layernorm(
+                key_grad, key_mean, w_k, b_k, g_k, d, D, PRECISION
+            )
+            tl.store(share + 2 * D, gain_grad, mask=d < D)
+            tl.store(share + 3 * D, shift_grad, mask=d < D)
+        tl.store(dz_q + rows, feature_grad, mask=seen)
+        tl.store(dz_k + rows, key_grad, mask=seen)
+        to_queries = _times_weight(feature_grad, w_q, d, D, PRECISION)
+        to_keys = _times_weight(key_grad, w_k, d, D, PRECISION)
+        tl.store(q_mean_grad + rows, to_queries * (1.0 / (P * R)), mask=seen)
+        tl.store(k_mean_grad + rows, to_keys * (1.0 / P), mask=seen)
+
+
+@triton.jit
+def map_gradients(
+    dz_q, q_mean, dz_k, k_mean, weight_shares, bias_shares,
+    rows, num_shares,
+    D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+):
+    """Shares of the gradients of both maps: dz^T @ mean and the sums of dz.
+
+    Grid: num_shares x 2 (of q, of k). dz and means float32 [rows, D] contiguous; weight_shares
+    [2, num_shares, D, D], bias_shares [2, num_shares, D].
+    """
+    share = tl.program_id(0)
+    which = tl.program_id(1)
+    dz = dz_q
+    mean = q_mean
+    if which == 1:
+        dz = dz_k
+        mean = k_mean
+    d = tl.arange(0, BLOCK_D)
+    r = tl.arange(0, BLOCK_R)
+    weight_grad = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
+    bias_grad = tl.zeros([BLOCK_D], tl.float32)
+    for x in tl.range(share * BLOCK_R, rows, num_shares * BLOCK_R):
+        offsets = (tl.cast(x, tl.int64) + r)[:, None] * D + d[None, :]
+        mask = ((x + r)[:, None] < rows) & (d[None, :] < D)
+        grad = tl.load(dz + offsets, mask=mask, other=0.0)
+        value = tl.load(mean + offsets, mask=mask, other=0.0)
+        weight_grad = tl.dot(tl.trans(grad), value, weight_grad, input_precision=PRECISION)
+        bias_grad += tl.sum(grad, 0)
+    place = which * num_shares + share
+    inside = d < D
+    tl.store(
+        weight_shares + place * (D * D) + d[:, None] * D + d[None, :],
+        weight_grad,
+        mask=inside[:, None] & inside[None, :],
+    )
+    tl.store(bias_shares + place * D + d, bias_grad, mask=inside)

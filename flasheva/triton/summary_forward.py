@@ -1,0 +1,142 @@
+"""Forward kernel of the chunk summaries: means, maps, weights and value sums in one pass.
+
+A program owns BLOCK_C chunks of one key/value head and walks over the P tokens of each, twice; the
+second time they come from the cache. Formulas: flasheva/summary.py. All in float32.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_token(pointer, stride, chunk, m, d, seen, D: tl.constexpr, P: tl.constexpr):
+    """Token m of every chunk as float32 [BLOCK_C, BLOCK_D], zero where not `seen`."""
+    address = pointer + (chunk * P + m)[:, None] * stride + d[None, :]
+    return tl.load(address, mask=seen, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def affine(x, weight, bias, d, D: tl.constexpr, PRECISION: tl.constexpr):
+    """x @ weight.T + bias for x [BLOCK_C, BLOCK_D], weight [D, D] contiguous, bias [D]."""
+    inside = d < D
+    transposed = tl.load(
+        weight + d[None, :] * D + d[:, None], mask=inside[None, :] & inside[:, None], other=0.0
+    ).to(tl.float32)
+    shift = tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
+    return tl.dot(x, transposed, input_precision=PRECISION) + shift[None, :]
+
+
+@triton.jit
+def normalise(x, d, D: tl.constexpr):
+    """LayerNorm without its parameters, and 1 / standard deviation [BLOCK_C]."""
+    inside = d[None, :] < D
+    centred = tl.where(inside, x - (tl.sum(x, 1) / D)[:, None], 0.0)
+    inverse = tl.rsqrt(tl.sum(centred * centred, 1) / D + 1e-5)
+    return centred * inverse[:, None], inverse
+
+
+@triton.jit
+def scale_and_shift(x, weight, bias, d, D: tl.constexpr):
+    w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
+    b = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
+    return x * w[None, :] + b[None, :]
+
+
+@triton.jit
+def summary_forward(
+    q, k, v, noise, w_q, b_q, w_k, b_k, g_q, s_q, g_k, s_k,
+    k_rfa, v_rfa, q_mean, k_mean, omega,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    C, num_blocks, scale,
+    G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
+    MAP: tl.constexpr, NOISE: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+):
+    """Grid: blocks of chunks x B * G. Results [B, G, C, D] contiguous; the saved ones float32.
+
+    MAP "linear": w [D, D], b [D] of both maps; "layernorm": also gain g, shift s [D];
+    "pooled": w_k is mu, w_q is phi, [G, D] each.
+    """
+    block = tl.program_id(0) % num_blocks
+    head = tl.program_id(0) // num_blocks
+    g = head % G
+    b = tl.cast(head // G, tl.int64)
+    first = tl.cast(block, tl.int64) * BLOCK_C
+    q += b * stride_qb + tl.cast(g * R, tl.int64) * stride_qh + first * P * stride_qt
+    k += b * stride_kb + tl.cast(g, tl.int64) * stride_kh + first * P * stride_kt
+    v += b * stride_vb + tl.cast(g, tl.int64) * stride_vh + first * P * stride_vt
+    result = (tl.cast(head, tl.int64) * C + first) * D
+
+    chunk = tl.arange(0, BLOCK_C)
+    d = tl.arange(0, BLOCK_D)
+    seen = ((first + chunk)[:, None] < C) & (d[None, :] < D)
+    offsets = chunk[:, None] * D + d[None, :]
+
+    key_mean = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    for m in tl.range(0, P):
+        key_mean += load_token(k, stride_kt, chunk, m, d, seen, D, P)
+    key_mean = key_mean * (1.0 / P)
+
+    if MAP == "pooled":
+        mu = tl.load(w_k + g * D + d, mask=d < D, other=0.0).to(tl.float32)
+        phi = tl.load(w_q + g * D + d, mask=d < D, other=0.0).to(tl.float32)
+        total = tl.zeros([BLOCK_C], tl.float32)
+        peak = tl.zeros([BLOCK_C], tl.float32) + float("-inf")
+        key = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+        for m in tl.range(0, P):
+            centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
+            logit = tl.sum(centred * mu[None, :], 1) * scale
+            new_peak = tl.maximum(peak, logit)
+            decay = tl.exp(peak - new_peak)
+            weight = tl.exp(logit - new_peak)
+            total = total * decay + weight
+            key = key * decay[:, None] + weight[:, None] * centred
+            peak = new_peak
+        key = key_mean + key / total[:, None]
+        feature = tl.zeros([BLOCK_C, BLOCK_D], tl.float32) + phi[None, :]
+    else:
+        query_mean = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+        for r in tl.range(0, R):
+            for m in tl.range(0, P):
+                query_mean += load_token(
+                    q + tl.cast(r, tl.int64) * stride_qh, stride_qt, chunk, m, d, seen, D, P
+                )
+        query_mean = query_mean * (1.0 / (P * R))
+        key = affine(key_mean, w_k, b_k, d, D, PRECISION)
+        feature = affine(query_mean, w_q, b_q, d, D, PRECISION)
+        if MAP == "layernorm":
+            key, _ = normalise(key, d, D)
+            key = scale_and_shift(key, g_k, s_k, d, D)
+            feature, _ = normalise(feature, d, D)
+            feature = scale_and_shift(feature, g_q, s_q, d, D)
+        feature += key
+        if NOISE:
+            feature += tl.load(noise + result + offsets, mask=seen, other=0.0).to(tl.float32)
+        if SAVE:
+            tl.store(q_mean + result + offsets, query_mean, mask=seen)
+
+    direction = feature - key_mean
+    total = tl.zeros([BLOCK_C], tl.float32)
+    peak = tl.zeros([BLOCK_C], tl.float32) + float("-inf")
+    value = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    for m in tl.range(0, P):
+        centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
+        logit = tl.sum(centred * (direction - 0.5 * centred), 1) * scale
+        new_peak = tl.maximum(peak, logit)
+        decay = tl.exp(peak - new_peak)
+        weight = tl.exp(logit - new_peak)
+        total = total * decay + weight
+        value = value * decay[:, None] + weight[:, None] * load_token(
+            v, stride_vt, chunk, m, d, seen, D, P
+        )
+        peak = new_peak
+
+    tl.store(k_rfa + result + offsets, key.to(k_rfa.dtype.element_ty), mask=seen)
+    tl.store(
+        v_rfa + result + offsets, (value / total[:, None]).to(v_rfa.dtype.element_ty), mask=seen
+    )
+    if SAVE:
+        tl.store(k_mean + result + offsets, key_mean, mask=seen)
+        tl.store(omega + result + offsets, feature, mask=seen)
