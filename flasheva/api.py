@@ -4,6 +4,8 @@
 `impl` that cannot run raises ValueError and says what would. Nothing falls back.
 """
 
+import importlib.util
+import os
 from typing import Literal, get_args
 
 import torch
@@ -16,11 +18,14 @@ from flasheva.reference import reference_attention
 from flasheva.summary import PooledMaps, SummaryMaps, chunk_summaries
 from flasheva.visibility import Positions
 
-Impl = Literal["auto", "flex", "reference"]
+Impl = Literal["auto", "triton", "flex", "reference"]
+Implementation = Literal["triton", "flex", "reference"]
 
-# Below this many queries a step is bound by reading keys, and FlexAttention's tiles of 128
-# queries would be mostly padding.
+# Below this many queries a step is bound by reading keys, and tiles of 64 or 128 queries would be
+# mostly padding.
 _FEW_QUERIES = 16
+_MAX_TRITON_HEAD_DIM = 128
+_TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def eva_attention(
@@ -49,7 +54,7 @@ def eva_attention(
         seq_start: int [B, T], index in the row where each token's document begins, a multiple of
             `chunk_size`; None: every row is one document.
         noise: [B, G, T // P, D], added to omega (training only).
-        impl: "auto", "flex" or "reference".
+        impl: "auto", "triton", "flex" or "reference".
 
     Returns:
         [B, H, T, D] in the dtype of q.
@@ -70,12 +75,18 @@ def eva_attention(
             (seq_start % config.chunk_size == 0).all(),
             "documents must start on a multiple of chunk_size",
         )
+    needs_grad = _needs_grad(q, k, v, bias, *_parameters(maps))
+    chosen = resolve_impl(q, config, impl, needs_grad=needs_grad)
+    if chosen == "triton":
+        from flasheva.triton.ops import triton_attention
+
+        return triton_attention(config, q, k, v, maps, bias, seq_start, noise)
     if maps is None:
         k_rfa = v_rfa = k[:, :, :0]
     else:
         k_rfa, v_rfa = chunk_summaries(config, q, k, v, maps, noise=noise)
-    positions = Positions(seq_start=seq_start)
-    return _attend(config, q, k, v, k_rfa, v_rfa, bias, positions, impl)
+    attend = flex if chosen == "flex" else reference_attention
+    return attend(config, q, k, v, k_rfa, v_rfa, bias, Positions(seq_start=seq_start))
 
 
 def eva_attention_with_cache(
@@ -106,41 +117,49 @@ def eva_attention_with_cache(
         [B, H, T, D] in the dtype of q.
     """
     _check_shapes(q, k, v, bias, None)
+    config = cache.config
+    needs_grad = _needs_grad(q, k, v, bias, *_parameters(maps))
+    chosen = resolve_impl(q, config, impl, needs_grad=needs_grad, cached=True)
     if maps is not None:
         cache.write_summaries(q, k, v, maps, length, count)
     keys, values, k_rfa, v_rfa, positions = cache.readable(k, v, length)
-    out = _attend(cache.config, q, keys, values, k_rfa, v_rfa, bias, positions, impl)
+    if chosen == "triton":
+        from flasheva.triton.ops import triton_attention_onto_cache
+
+        out = triton_attention_onto_cache(config, q, keys, values, k_rfa, v_rfa, bias, length)
+    else:
+        attend = flex if chosen == "flex" else reference_attention
+        out = attend(config, q, keys, values, k_rfa, v_rfa, bias, positions)
     cache.write_window(k, v, length, count)
     return out
 
 
-def _attend(
-    config: EvaConfig,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_rfa: Tensor,
-    v_rfa: Tensor,
-    bias: Tensor | None,
-    positions: Positions,
-    impl: Impl,
-) -> Tensor:
-    inputs = (q, k, v, k_rfa, v_rfa, bias)
-    needs_grad = torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
-    chosen = resolve_impl(q, impl, needs_grad=needs_grad)
-    attend = flex if chosen == "flex" else reference_attention
-    return attend(config, q, k, v, k_rfa, v_rfa, bias, positions)
+def _parameters(maps: SummaryMaps | None) -> tuple[Tensor | None, ...]:
+    if maps is None:
+        return ()
+    return tuple(maps) if isinstance(maps, PooledMaps) else (*maps.q, *maps.k)
+
+
+def _needs_grad(*inputs: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in inputs)
 
 
 def resolve_impl(
-    q: Tensor, impl: Impl, *, needs_grad: bool = False
-) -> Literal["flex", "reference"]:
+    q: Tensor,
+    config: EvaConfig,
+    impl: Impl,
+    *,
+    needs_grad: bool = False,
+    cached: bool = False,
+) -> Implementation:
     """The implementation that runs queries `q` [B, H, T, D] under `impl`.
 
     Args:
         q: for its device, dtype and shape.
+        config: the layer's attention.
         impl: what was asked for.
         needs_grad: whether a backward pass will follow.
+        cached: whether the queries come onto a cache.
 
     Raises:
         ValueError: `impl` is unknown or cannot run `q`; the message says what would work.
@@ -148,28 +167,80 @@ def resolve_impl(
     if impl not in get_args(Impl):
         choices = ", ".join(repr(choice) for choice in get_args(Impl))
         raise ValueError(f"impl must be one of {choices}, not {impl!r}")
-    device, D = q.device.type, q.shape[3]
+    if impl == "reference":
+        return impl
+    refusals = {
+        "triton": _why_not_triton(q, config, needs_grad=needs_grad, cached=cached),
+        "flex": _why_not_flex(q, needs_grad=needs_grad),
+    }
     if impl == "auto":
-        fits = device == "cuda" and q.dtype != torch.float64 and D >= 16
-        return "flex" if fits and q.shape[2] >= _FEW_QUERIES else "reference"
-    if impl == "flex":
-        if device not in ("cpu", "cuda"):
-            raise ValueError(f"impl='flex' runs on cpu and cuda, not {device}")
-        if device == "cpu" and needs_grad:
-            raise ValueError(
-                "impl='flex' has no backward on a CPU; use impl='reference', or torch.no_grad()"
-            )
-        if device == "cpu" and D < 32:
-            # torch 2.13: wrong numbers, or NaN, for head_dim 16 where N + C is 8 mod 16.
-            raise ValueError(
-                f"impl='flex' on a CPU needs head_dim >= 32, not {D}; use impl='reference'"
-            )
-        if device == "cuda" and (q.dtype == torch.float64 or D < 16):
-            raise ValueError(
-                f"impl='flex' on cuda needs float32, bfloat16 or float16 and head_dim >= 16, "
-                f"not {q.dtype} and {D}; use impl='reference'"
-            )
+        if q.device.type != "cuda" or q.shape[2] < _FEW_QUERIES:
+            return "reference"
+        if refusals["triton"] is None:
+            return "triton"
+        return "flex" if refusals["flex"] is None else "reference"
+    if refusals[impl] is not None:
+        raise ValueError(f"impl={impl!r} {refusals[impl]}")
     return impl
+
+
+def _why_not_triton(q: Tensor, config: EvaConfig, *, needs_grad: bool, cached: bool) -> str | None:
+    """The end of a sentence that begins with the name, or None if the kernels can run."""
+    D = q.shape[3]
+    why = _why_no_triton(q.device.type, q.device.index)
+    if why is not None:
+        return why
+    if q.dtype not in _TRITON_DTYPES or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
+        kinds = "float32 and float16" if q.device.type == "cpu" else "float32, bfloat16, float16"
+        return f"needs {kinds}, not {q.dtype}; use impl='reference'"
+    if D > _MAX_TRITON_HEAD_DIM:
+        return f"needs head_dim <= {_MAX_TRITON_HEAD_DIM}, not {D}; use impl='flex' or 'reference'"
+    if config.window_size < _FEW_QUERIES:
+        return (
+            f"needs window_size >= {_FEW_QUERIES}, not {config.window_size}; use impl='flex' or "
+            "'reference'"
+        )
+    if needs_grad and cached:
+        return "has no backward onto a cache; use torch.no_grad(), or impl='reference'"
+    return None
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _why_no_triton(device: str, index: int | None) -> str | None:
+    """Whether kernels can run on a device at all, asked once per trace."""
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton; pip install triton, or use impl='flex' or 'reference'"
+    if device == "cuda":
+        if torch.version.hip is not None:
+            return "was written for NVIDIA GPUs; use impl='flex' or 'reference'"
+        capability = torch.cuda.get_device_capability(index)
+        if capability < (8, 0):
+            return (
+                f"needs compute capability 8.0 or later, not {capability[0]}.{capability[1]}; "
+                "use impl='flex' or 'reference'"
+            )
+        return None
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"runs on cuda, not {device}; use impl='flex' or 'reference'"
+
+
+def _why_not_flex(q: Tensor, *, needs_grad: bool) -> str | None:
+    """The end of a sentence that begins with the name, or None if FlexAttention can run."""
+    device, D = q.device.type, q.shape[3]
+    if device not in ("cpu", "cuda"):
+        return f"runs on cpu and cuda, not {device}; use impl='reference'"
+    if device == "cpu" and needs_grad:
+        return "has no backward on a CPU; use impl='reference', or torch.no_grad()"
+    if device == "cpu" and D < 32:
+        # torch 2.13: wrong numbers, or NaN, for head_dim 16 where N + C is 8 mod 16.
+        return f"on a CPU needs head_dim >= 32, not {D}; use impl='reference'"
+    if device == "cuda" and (q.dtype == torch.float64 or D < 16):
+        return (
+            f"on cuda needs float32, bfloat16 or float16 and head_dim >= 16, not {q.dtype} and "
+            f"{D}; use impl='reference'"
+        )
+    return None
 
 
 def _check_shapes(

@@ -87,18 +87,20 @@ class EvaCache:
             length: int [B], tokens of each row that the cache holds.
 
         Returns:
-            keys, values [B, G, S + slots + T, D], k_rfa, v_rfa [B, G, C, D], and positions.
+            keys, values [B, G, S + slots + T, D] (sinks, the last `slots` tokens in order, the
+            new ones), k_rfa, v_rfa [B, G, C, D], and positions.
         """
         T, sinks = k.shape[2], self.sink_k.shape[2]
         device = k.device
         new = length[:, None] + torch.arange(T, device=device)
         sink = torch.arange(sinks, device=device).expand(len(length), -1)
         sink = torch.where(sink < length[:, None], sink, -1)
-        window = self._slot_positions(length)
+        window = length[:, None] + torch.arange(-self.slots, 0, device=device)
+        slot = window % self.slots
         # A sink that is still in the ring counts once, as a sink.
         window = torch.where(window < sinks, -1, window)
-        keys = torch.cat([self.sink_k, self.window_k, k], dim=2)
-        values = torch.cat([self.sink_v, self.window_v, v], dim=2)
+        keys = torch.cat([self.sink_k, _gather(self.window_k, slot), k], dim=2)
+        values = torch.cat([self.sink_v, _gather(self.window_v, slot), v], dim=2)
         positions = Positions(query=new, key=torch.cat([sink, window, new], dim=1))
         return keys, values, self.k_rfa[:, :, :-1], self.v_rfa[:, :, :-1], positions
 

@@ -44,7 +44,7 @@ def test_help_lists_the_commands_and_needs_no_torch() -> None:
     code = "import sys, tools.cli as c; c.main(['--help']); sys.exit('torch' in sys.modules)"
     done = python("-c", code)
     assert (done.code, done.err) == (0, "")
-    assert all(f"│ {command} " in done.out for command in COMMANDS)
+    assert all(f"│ {command} " in done.out for command in (*COMMANDS, "bench"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -115,7 +115,7 @@ MISTAKES: dict[str, tuple[str, str]] = {
     "unknown_command": ("genrate", "generate"),
     "unknown_option": ("generate MODEL a --temprature 1", "--temprature"),
     "bad_number": ("generate MODEL a --top-k many", "--top-k"),
-    "bad_choice": ("generate MODEL a --impl fast", "'auto', 'flex', 'reference'"),
+    "bad_choice": ("generate MODEL a --impl fast", "'auto', 'triton', 'flex', 'reference'"),
     "out_of_range": ("generate MODEL a --top-p 2", "top_p"),
     "unknown_name": ("generate pythia-16m-eva a", "pythia-160m-eva"),
     "missing_folder": ("generate ./nowhere a", "./nowhere"),

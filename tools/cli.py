@@ -1,4 +1,4 @@
-"""The command `zoo`: one subcommand per module of tools/."""
+"""The command `zoo`: one subcommand, or group of them, per module of tools/."""
 
 import importlib.metadata
 import sys
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tools.bench import app as bench
 from tools.chat import chat
 from tools.entry import run
 from tools.generate import generate
@@ -27,6 +28,7 @@ for name, command in (
     ("passkey", passkey),
 ):
     app.command(name)(command)
+app.add_typer(bench, name="bench")
 
 
 def _show_version(wanted: bool) -> None:

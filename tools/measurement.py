@@ -52,4 +52,4 @@ def implementation(model: "CausalLM", impl: "Impl", tokens: int) -> str:
     shape = (1, config.num_attention_heads, tokens, config.head_dim)
     q = torch.empty(1, dtype=weight.dtype, device=weight.device).expand(shape)
     with torch.inference_mode():
-        return resolve_impl(q, impl)
+        return resolve_impl(q, config.eva, impl)

@@ -50,7 +50,7 @@ class RuntimeOptions:
         ),
     ] = None
     impl: Annotated[
-        Literal["auto", "flex", "reference"], option(_MODEL, "How EVA layers compute.")
+        Literal["auto", "triton", "flex", "reference"], option(_MODEL, "How EVA layers compute.")
     ] = "auto"
 
 

@@ -14,23 +14,25 @@ log-sum-exp (in units of log 2) for the tiles that the rule shows:
 import triton
 import triton.language as tl
 
-from flasheva.triton.attention_forward import LOG2_E, load_rows
+from flasheva.triton.attention_forward import load_rows
+from flasheva.triton.exponential import LOG2_E, exp2
 from flasheva.triton.rule import (
     between,
     end_of_document,
     first_query_of_chunk,
     last_query_of_key,
     locate,
+    whole_tiles,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "num_tiles"])
 def output_dot(
     out, do, delta,
     stride_ob, stride_oh, stride_ot,
     stride_gb, stride_gh, stride_gt,
-    T, num_tiles,
-    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    T, H, num_tiles,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):
     """delta [B, H, T] = rowsum(do * out). Grid: tiles of queries x B * H."""
     first = tl.program_id(0) % num_tiles * BLOCK_M
@@ -48,38 +50,18 @@ def output_dot(
 @triton.jit
 def _weights_and_gradients(
     q, do, lse, delta, keys, values, seen, bias, scale,
-    MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """p and ds, [queries, keys] each."""
+    """p and ds, [queries, keys] each; with WHOLE every query sees every key."""
     logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-    p = tl.exp2(logits * scale + (bias - lse)[:, None])
-    if MASKED:
+    p = exp2(logits * scale + (bias - lse)[:, None], PRECISION == "ieee")
+    if not WHOLE:
         p = tl.where(seen, p, 0.0)
     dp = tl.dot(do, tl.trans(values), input_precision=PRECISION)
     return p, p * (dp - delta[:, None])
 
 
-@triton.jit
-def _query_gradients(
-    dq, dbias, q, do, lse, delta, k, v, stride_k, stride_v, d, low, high, see_low, see_high,
-    bias, scale,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
-):
-    """Adds what keys low .. high - 1 pass to the queries; see `_attend`."""
-    columns = tl.arange(0, BLOCK_N)
-    for x in tl.range(low, high, BLOCK_N):
-        keys = load_rows(k, x, stride_k, columns, d, high, D, MASKED)
-        values = load_rows(v, x, stride_v, columns, d, high, D, MASKED)
-        seen = between((x + columns)[None, :], see_low[:, None], see_high[:, None])
-        _, ds = _weights_and_gradients(
-            q, do, lse, delta, keys, values, seen, bias, scale, MASKED, PRECISION
-        )
-        dq = tl.dot(ds.to(keys.dtype), keys, dq, input_precision=PRECISION)
-        dbias += tl.sum(ds, 1)
-    return dq, dbias
-
-
-@triton.jit
+@triton.jit(do_not_specialize=["T", "C", "H", "num_tiles"])
 def query_gradients(
     q, k, v, k_rfa, v_rfa, bias, seq_start, do, lse, delta, q_mean_grad,
     dq, bias_shares, sink_shares,
@@ -89,8 +71,8 @@ def query_gradients(
     stride_rb, stride_rh, stride_rt,
     stride_gb, stride_gh, stride_gt,
     stride_dqb, stride_dqh, stride_dqt,
-    T, C, num_tiles, scale,
-    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    T, C, H, num_tiles, scale,
+    R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     SUMMARIES: tl.constexpr, QUERY_MEANS: tl.constexpr, BIAS: tl.constexpr,
     PACKED: tl.constexpr, PRECISION: tl.constexpr,
@@ -128,40 +110,43 @@ def query_gradients(
     peak = tl.load(lse + row + rows, mask=inside, other=float("inf"))
     mean = tl.load(delta + row + rows, mask=inside, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    per_query = tl.zeros([BLOCK_M], tl.float32)
 
+    # The same tiles as in the forward pass, the sinks by themselves: what they get is kept.
+    columns = tl.arange(0, BLOCK_N)
+    per_query = tl.zeros([BLOCK_M], tl.float32)
+    shift = 0.0
+    low, high = 0, 0
     if SUMMARIES:
         k_rfa += b * stride_rb + g * stride_rh
         v_rfa += b * stride_rb + g * stride_rh
-        shift = 0.0
         if BIAS:
             shift = tl.load(bias + h).to(tl.float32) * LOG2_E
-        low = (first_start + S) // P
-        high = last_begin // P
-        middle = low
+        low, high = (first_start + S) // P, last_begin // P
+        middle = (last_start + S) // P
+        middle += whole_tiles(first_begin // P - middle, BLOCK_N)
         if not PACKED:
-            middle += tl.maximum(first_begin // P - low, 0) // BLOCK_N * BLOCK_N
-            acc, per_query = _query_gradients(
-                acc, per_query, queries, grads, peak, mean, k_rfa, v_rfa, stride_rt, stride_rt, d,
-                low, middle, start, begin, shift, scale, D, BLOCK_N, False, PRECISION,
-            )
-        acc, per_query = _query_gradients(
-            acc, per_query, queries, grads, peak, mean, k_rfa, v_rfa, stride_rt, stride_rt, d,
-            middle, high, (start + S) // P, begin // P, shift, scale, D, BLOCK_N, True, PRECISION,
-        )
-        if BIAS:
-            tl.store(bias_shares + head * num_tiles + tile, tl.sum(per_query, 0))
+            for x in tl.range(low, middle, BLOCK_N):
+                keys = load_rows(k_rfa, x, stride_rt, columns, d, 0, D, False)
+                values = load_rows(v_rfa, x, stride_rt, columns, d, 0, D, False)
+                p, ds = _weights_and_gradients(
+                    queries, grads, peak, mean, keys, values, True, shift, scale, True, PRECISION,
+                )
+                acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
+                per_query += tl.sum(ds, 1)
+            low = middle
     if S > 0:
         if last_begin > first_start:
+            sink_high = tl.minimum(first_start + S, last_begin)
             sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
-            columns = tl.arange(0, BLOCK_S)
             share = sink_shares + (tl.cast(head, tl.int64) * num_tiles + tile) * (2 * S * D)
-            for x in tl.range(first_start, first_start + S, BLOCK_S):
-                keys = load_rows(k, x, stride_kt, columns, d, first_start + S, D, True)
-                values = load_rows(v, x, stride_vt, columns, d, first_start + S, D, True)
-                seen = between((x + columns)[None, :], start[:, None], sink_end[:, None])
+            sinks = tl.arange(0, BLOCK_S)
+            for i in tl.static_range(0, S, BLOCK_S):
+                x = first_start + i
+                keys = load_rows(k, x, stride_kt, sinks, d, sink_high, D, True)
+                values = load_rows(v, x, stride_vt, sinks, d, sink_high, D, True)
+                seen = between((x + sinks)[None, :], start[:, None], sink_end[:, None])
                 p, ds = _weights_and_gradients(
-                    queries, grads, peak, mean, keys, values, seen, 0.0, scale, True, PRECISION
+                    queries, grads, peak, mean, keys, values, seen, 0.0, scale, False, PRECISION,
                 )
                 ds = ds.to(keys.dtype)
                 acc = tl.dot(ds, keys, acc, input_precision=PRECISION)
@@ -169,16 +154,40 @@ def query_gradients(
                 value_grad = tl.dot(
                     tl.trans(p.to(keys.dtype)), grads, input_precision=PRECISION
                 )
-                sink = x - first_start + columns
-                offsets = sink[:, None] * D + d[None, :]
-                mask = (sink[:, None] < S) & (d[None, :] < D)
+                offsets = (i + sinks)[:, None] * D + d[None, :]
+                mask = (i + sinks < S)[:, None] & (d[None, :] < D)
                 # `scale` is in units of log 2.
                 tl.store(share + offsets, key_grad * (scale / LOG2_E), mask=mask)
                 tl.store(share + S * D + offsets, value_grad, mask=mask)
-    acc, _ = _query_gradients(
-        acc, per_query, queries, grads, peak, mean, k, v, stride_kt, stride_vt, d,
-        first_begin, last_n + 1, begin, n + 1, 0.0, scale, D, BLOCK_N, True, PRECISION,
-    )
+    num_far = tl.maximum(high - low + BLOCK_N - 1, 0) // BLOCK_N
+    num_exact = (last_n - first_begin + BLOCK_N) // BLOCK_N
+    for i in tl.range(0, num_far + num_exact):
+        x = first_begin + (i - num_far) * BLOCK_N
+        limit = last_n + 1
+        see_low, see_high = begin, n + 1
+        source_k, source_v, stride_k, stride_v, extra = k, v, stride_kt, stride_vt, 0.0
+        if SUMMARIES:
+            is_far = i < num_far
+            x = tl.where(is_far, low + i * BLOCK_N, x)
+            limit = tl.where(is_far, high, limit)
+            see_low = tl.where(is_far, (start + S) // P, see_low)
+            see_high = tl.where(is_far, begin // P, see_high)
+            source_k = tl.where(is_far, k_rfa, k)
+            source_v = tl.where(is_far, v_rfa, v)
+            stride_k = tl.where(is_far, stride_rt, stride_kt)
+            stride_v = tl.where(is_far, stride_rt, stride_vt)
+            extra = tl.where(is_far, shift, 0.0)
+        keys = load_rows(source_k, x, stride_k, columns, d, limit, D, True)
+        values = load_rows(source_v, x, stride_v, columns, d, limit, D, True)
+        seen = between((x + columns)[None, :], see_low[:, None], see_high[:, None])
+        p, ds = _weights_and_gradients(
+            queries, grads, peak, mean, keys, values, seen, extra, scale, False, PRECISION
+        )
+        acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
+        if SUMMARIES and BIAS:
+            per_query += tl.where(is_far, tl.sum(ds, 1), 0.0)
+    if SUMMARIES and BIAS:
+        tl.store(bias_shares + head * num_tiles + tile, tl.sum(per_query, 0))
 
     acc = acc * (scale / LOG2_E)
     if QUERY_MEANS:
@@ -195,54 +204,29 @@ def query_gradients(
 
 @triton.jit
 def _key_gradients(
-    dk, dv, keys, values, q, do, lse, delta, stride_q, stride_g, d, low, high, T,
-    seq_start, see_low, see_high, bias, scale,
-    W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
-    SUMMARIES: tl.constexpr, PACKED: tl.constexpr,
-    D: tl.constexpr, BLOCK_M: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    dk, dv, keys, values, queries, grads, peak, mean, seen, whole, bias, scale,
+    PRECISION: tl.constexpr,
 ):
-    """Adds what queries low .. high - 1 pass to a tile of keys, or of SUMMARIES.
-
-    A key (see_low: its position) is seen where begin <= key <= n; a summary (see_low, see_high:
-    where its chunk begins and ends) where start + S <= see_low and see_high <= begin.
-    """
-    rows = tl.arange(0, BLOCK_M)
-    for x in tl.range(low, high, BLOCK_M):
-        queries = load_rows(q, x, stride_q, rows, d, high, D, MASKED)
-        if MASKED:
-            inside = x + rows < high
-            peak = tl.load(lse + x + rows, mask=inside, other=float("inf"))
-            mean = tl.load(delta + x + rows, mask=inside, other=0.0)
-        else:
-            peak = tl.load(lse + x + rows)
-            mean = tl.load(delta + x + rows)
-        logits = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
-        p = tl.exp2(logits * scale + (bias - peak)[None, :])
-        if MASKED:
-            n, start, begin = locate(x + rows, T, 0, seq_start, W, P, SLIDING, PACKED)
-            if SUMMARIES:
-                seen = see_high[:, None] <= begin[None, :]
-                if PACKED:
-                    seen &= see_low[:, None] >= (start + S)[None, :]
-            else:
-                seen = between(see_low[:, None], begin[None, :], n[None, :] + 1)
-            p = tl.where(seen, p, 0.0)
-        grads = load_rows(do, x, stride_g, rows, d, high, D, MASKED)
-        dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision=PRECISION)
-        dp = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
-        ds = p * (dp - mean[None, :])
-        dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION)
+    """Adds what a tile of queries passes to keys; `seen` [keys, queries] matters unless whole."""
+    logits = tl.dot(keys, tl.trans(queries), input_precision=PRECISION)
+    p = exp2(logits * scale + (bias - peak)[None, :], PRECISION == "ieee")
+    if not whole:
+        p = tl.where(seen, p, 0.0)
+    dv = tl.dot(p.to(grads.dtype), grads, dv, input_precision=PRECISION)
+    dp = tl.dot(values, tl.trans(grads), input_precision=PRECISION)
+    ds = p * (dp - mean[None, :])
+    dk = tl.dot(ds.to(queries.dtype), queries, dk, input_precision=PRECISION)
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "C", "H", "num_heads"])
 def summary_gradients(
     q, k_rfa, v_rfa, bias, seq_start, do, lse, delta, dk_rfa, dv_rfa,
     stride_qb, stride_qh, stride_qt,
     stride_rb, stride_rh, stride_rt,
     stride_gb, stride_gh, stride_gt,
-    T, C, num_heads, scale,
-    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    T, C, H, num_heads, scale,
+    R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     BIAS: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -251,7 +235,7 @@ def summary_gradients(
     # Tile by tile over all heads: the first summaries have the most queries and go first.
     head = tl.program_id(0) % num_heads
     first = tl.program_id(0) // num_heads * BLOCK_N
-    G: tl.constexpr = H // R
+    G = H // R
     g = tl.cast(head % G, tl.int64)
     b = tl.cast(head // G, tl.int64)
     k_rfa += b * stride_rb + g * stride_rh
@@ -272,35 +256,48 @@ def summary_gradients(
         first_start = tl.load(seq_start + first * P)
         end = end_of_document(seq_start, last, T)
     low = tl.minimum(first_query_of_chunk((first + 1) * P, first_start, W, SLIDING), end)
-    # From here on a query sees the whole tile; the rest is a multiple of the tile of queries.
+    # From here on a query sees the whole tile. A loop of its own for those queries is faster than
+    # a branch; the queries before them and behind their last whole tile share the other loop.
     whole = tl.minimum(first_query_of_chunk(last + 1, first_start, W, SLIDING), end)
     if PACKED:
         whole = end
     tail = whole + (end - whole) // BLOCK_M * BLOCK_M
+    num_partial = (tl.maximum(whole - low, 0) + BLOCK_M - 1) // BLOCK_M
+    rows = tl.arange(0, BLOCK_M)
     for r in tl.range(0, R):
         h = g * R + r
         q_h = q + b * stride_qb + h * stride_qh
         do_h = do + b * stride_gb + h * stride_gh
-        row = (b * H + h) * T
+        lse_h = lse + (b * H + h) * T
+        delta_h = delta + (b * H + h) * T
         shift = 0.0
         if BIAS:
             shift = tl.load(bias + h).to(tl.float32) * LOG2_E
-        dk, dv = _key_gradients(
-            dk, dv, keys, values, q_h, do_h, lse + row, delta + row, stride_qt, stride_gt, d,
-            low, whole, T, seq_start, chunk * P, (chunk + 1) * P, shift, scale,
-            W, P, S, SLIDING, True, PACKED, D, BLOCK_M, True, PRECISION,
-        )
+        for i in tl.range(0, num_partial + tl.where(tail < end, 1, 0)):
+            x = tl.where(i < num_partial, low + i * BLOCK_M, tail)
+            limit = tl.where(i < num_partial, whole, end)
+            queries = load_rows(q_h, x, stride_qt, rows, d, limit, D, True)
+            grads = load_rows(do_h, x, stride_gt, rows, d, limit, D, True)
+            peak = tl.load(lse_h + x + rows, mask=x + rows < limit, other=float("inf"))
+            mean = tl.load(delta_h + x + rows, mask=x + rows < limit, other=0.0)
+            n, start, begin = locate(x + rows, T, 0, seq_start, W, P, SLIDING, PACKED)
+            seen = ((chunk + 1) * P)[:, None] <= begin[None, :]
+            if PACKED:
+                seen &= (chunk * P)[:, None] >= (start + S)[None, :]
+            dk, dv = _key_gradients(
+                dk, dv, keys, values, queries, grads, peak, mean, seen, False, shift, scale,
+                PRECISION,
+            )
         if not PACKED:
-            dk, dv = _key_gradients(
-                dk, dv, keys, values, q_h, do_h, lse + row, delta + row, stride_qt, stride_gt, d,
-                whole, tail, T, seq_start, chunk * P, (chunk + 1) * P, shift, scale,
-                W, P, S, SLIDING, True, PACKED, D, BLOCK_M, False, PRECISION,
-            )
-            dk, dv = _key_gradients(
-                dk, dv, keys, values, q_h, do_h, lse + row, delta + row, stride_qt, stride_gt, d,
-                tail, end, T, seq_start, chunk * P, (chunk + 1) * P, shift, scale,
-                W, P, S, SLIDING, True, PACKED, D, BLOCK_M, True, PRECISION,
-            )
+            for x in tl.range(whole, tail, BLOCK_M):
+                queries = load_rows(q_h, x, stride_qt, rows, d, 0, D, False)
+                grads = load_rows(do_h, x, stride_gt, rows, d, 0, D, False)
+                peak = tl.load(lse_h + x + rows)
+                mean = tl.load(delta_h + x + rows)
+                dk, dv = _key_gradients(
+                    dk, dv, keys, values, queries, grads, peak, mean, True, True, shift, scale,
+                    PRECISION,
+                )
 
     offsets = (tl.cast(head, tl.int64) * C + first) * D + columns[:, None] * D + d[None, :]
     mask = ((first + columns)[:, None] < C) & (d[None, :] < D)
@@ -312,7 +309,7 @@ def summary_gradients(
     tl.store(dv_rfa + offsets, dv, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "C", "H", "num_tiles"])
 def key_gradients(
     q, k, v, seq_start, do, lse, delta,
     omega, dv_rfa, k_mean_grad, weights, logit_grads, pool, pool_grads, mu,
@@ -322,11 +319,11 @@ def key_gradients(
     stride_vb, stride_vh, stride_vt,
     stride_gb, stride_gh, stride_gt,
     stride_dkb, stride_dkh, stride_dkt,
-    T, C, num_tiles, scale,
-    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    T, C, H, num_tiles, scale,
+    R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
-    SUMMARIES: tl.constexpr, POOLED: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    SUMMARIES: tl.constexpr, POOLED: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of keys x B * G. dk and dv share strides.
 
@@ -335,7 +332,7 @@ def key_gradients(
     """
     first = tl.program_id(0) % num_tiles * BLOCK_N
     head = tl.program_id(0) // num_tiles
-    G: tl.constexpr = H // R
+    G = H // R
     g = tl.cast(head % G, tl.int64)
     b = tl.cast(head // G, tl.int64)
     columns = tl.arange(0, BLOCK_N)
@@ -355,16 +352,29 @@ def key_gradients(
         seq_start += b * T
         last_start = tl.load(seq_start + last)
     high = tl.minimum(last_query_of_key(last, last_start, W, P, SLIDING) + 1, T)
+    # Queries from `last` to here see the whole tile.
+    full = tl.minimum(last_query_of_key(first, last_start, W, P, SLIDING) + 1, T)
+    if PACKED:
+        full = 0
+    rows = tl.arange(0, BLOCK_M)
     for r in tl.range(0, R):
         h = g * R + r
-        row = (b * H + h) * T
-        dk_acc, dv_acc = _key_gradients(
-            dk_acc, dv_acc, keys, values,
-            q + b * stride_qb + h * stride_qh, do + b * stride_gb + h * stride_gh,
-            lse + row, delta + row, stride_qt, stride_gt, d,
-            first, high, T, seq_start, first + columns, first + columns, 0.0, scale,
-            W, P, S, SLIDING, False, PACKED, D, BLOCK_M, True, PRECISION,
-        )
+        q_h = q + b * stride_qb + h * stride_qh
+        do_h = do + b * stride_gb + h * stride_gh
+        lse_h = lse + (b * H + h) * T
+        delta_h = delta + (b * H + h) * T
+        for x in tl.range(first, high, BLOCK_M):
+            queries = load_rows(q_h, x, stride_qt, rows, d, high, D, True)
+            grads = load_rows(do_h, x, stride_gt, rows, d, high, D, True)
+            peak = tl.load(lse_h + x + rows, mask=x + rows < high, other=float("inf"))
+            mean = tl.load(delta_h + x + rows, mask=x + rows < high, other=0.0)
+            n, start, begin = locate(x + rows, T, 0, seq_start, W, P, SLIDING, PACKED)
+            seen = between((first + columns)[:, None], begin[None, :], n[None, :] + 1)
+            whole = (x >= last) & (x + BLOCK_M <= full)
+            dk_acc, dv_acc = _key_gradients(
+                dk_acc, dv_acc, keys, values, queries, grads, peak, mean, seen, whole, 0.0, scale,
+                PRECISION,
+            )
     natural = scale / LOG2_E
     dk_acc = dk_acc * natural
 
@@ -396,12 +406,12 @@ def key_gradients(
     tl.store(dv + offsets, dv_acc.to(dv.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "num_tiles"])
 def add_sink_gradients(
     sink_shares, seq_start, dk, dv,
     stride_dkb, stride_dkh, stride_dkt,
-    T, num_tiles,
-    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    T, H, num_tiles,
+    R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     PACKED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):
@@ -411,7 +421,7 @@ def add_sink_gradients(
     of the first tile that has a document as its first one sums the shares of that document.
     """
     sink = tl.program_id(0) % S
-    G: tl.constexpr = H // R
+    G = H // R
     if PACKED:
         first = tl.program_id(0) // S % num_tiles
         head = tl.program_id(0) // S // num_tiles
@@ -424,7 +434,7 @@ def add_sink_gradients(
     d = tl.arange(0, BLOCK_D)
     if PACKED:
         seq_start += b * T
-    _, start, _ = locate(first * BLOCK_M, T, 0, seq_start, W, P, SLIDING, PACKED)
+    first_n, start, begin = locate(first * BLOCK_M, T, 0, seq_start, W, P, SLIDING, PACKED)
     end = num_tiles
     leads = first == 0
     if PACKED:
@@ -437,10 +447,10 @@ def add_sink_gradients(
             base = (b * H + g * R + r) * num_tiles
             for x in tl.range(first, end, BLOCK_T):
                 tile = x + tiles
-                _, tile_start, _ = locate(
+                tile_n, tile_start, first_begin = locate(
                     tile * BLOCK_M, T, 0, seq_start, W, P, SLIDING, PACKED
                 )
-                _, _, tile_begin = locate(
+                last_n, last_start, tile_begin = locate(
                     tile * BLOCK_M + (BLOCK_M - 1), T, 0, seq_start, W, P, SLIDING, PACKED
                 )
                 wrote = (tile < end) & (tile_start == start) & (tile_begin > start)
@@ -451,7 +461,8 @@ def add_sink_gradients(
                 value_grad += tl.sum(tl.load(sink_shares + offsets, mask=mask, other=0.0), 0)
         position = start + sink
         if position < T:
-            offsets = b * stride_dkb + g * stride_dkh + tl.cast(position, tl.int64) * stride_dkt + d
+            offsets = b * stride_dkb + g * stride_dkh + d
+            offsets += tl.cast(position, tl.int64) * stride_dkt
             inside = d < D
             key_grad += tl.load(dk + offsets, mask=inside, other=0.0).to(tl.float32)
             value_grad += tl.load(dv + offsets, mask=inside, other=0.0).to(tl.float32)

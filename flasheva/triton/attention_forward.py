@@ -7,9 +7,9 @@ keys that its queries see; no tile outside the rule is loaded. Logits are in uni
 import triton
 import triton.language as tl
 
-from flasheva.triton.rule import between, locate
+from flasheva.triton.exponential import LOG2_E, exp2
+from flasheva.triton.rule import between, locate, whole_tiles
 
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 _LOW: tl.constexpr = tl.constexpr(-1.0e30)  # finite: a row that sees nothing yet makes no NaN
 
 
@@ -31,35 +31,21 @@ def load_rows(pointer, first, stride, rows, d, limit, D: tl.constexpr, MASKED: t
 
 @triton.jit
 def _attend(
-    acc, total, peak, q, k, v, stride_k, stride_v, d, low, high, shift, see_low, see_high,
-    bias, scale,
-    D: tl.constexpr, BLOCK_N: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    acc, total, peak, q, keys, values, seen, full, bias, scale, PRECISION: tl.constexpr,
 ):
-    """Adds keys low .. high - 1 to the running softmax.
-
-    Key x lies in row x - shift; a query sees it where see_low <= x < see_high. Without MASKED
-    every query sees all of them and BLOCK_N divides their number.
-    """
-    columns = tl.arange(0, BLOCK_N)
-    for x in tl.range(low, high, BLOCK_N):
-        keys = load_rows(k, x - shift, stride_k, columns, d, high - shift, D, MASKED)
-        logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-        if MASKED:
-            seen = between((x + columns)[None, :], see_low[:, None], see_high[:, None])
-            logits = tl.where(seen, logits, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(logits, 1) * scale + bias)
-        weights = tl.exp2(logits * scale - (new_peak - bias)[:, None])
-        decay = tl.exp2(peak - new_peak)
-        total = total * decay + tl.sum(weights, 1)
-        values = load_rows(v, x - shift, stride_v, columns, d, high - shift, D, MASKED)
-        acc = tl.dot(
-            weights.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION
-        )
-        peak = new_peak
-    return acc, total, peak
+    """Adds one tile of keys to the running softmax; `seen` [queries, keys] matters if not full."""
+    logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    if not full:
+        logits = tl.where(seen, logits, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(logits, 1) * scale + bias)
+    weights = exp2(logits * scale - (new_peak - bias)[:, None], PRECISION == "ieee")
+    decay = exp2(peak - new_peak, PRECISION == "ieee")
+    total = total * decay + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
+    return acc, total, new_peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "H", "num_tiles", "key_offset"])
 def attention_forward(
     q, k, v, k_rfa, v_rfa, bias, seq_start, q_start, out, lse,
     stride_qb, stride_qh, stride_qt,
@@ -67,12 +53,12 @@ def attention_forward(
     stride_vb, stride_vh, stride_vt,
     stride_rb, stride_rh, stride_rt,
     stride_ob, stride_oh, stride_ot,
-    T, num_tiles, key_offset, scale,
-    H: tl.constexpr, R: tl.constexpr, D: tl.constexpr,
+    T, H, num_tiles, key_offset, scale,
+    R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     SUMMARIES: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, CACHED: tl.constexpr,
     SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of queries x B * H. k_rfa and v_rfa share strides; lse is [B, H, T] contiguous.
 
@@ -82,19 +68,20 @@ def attention_forward(
     # Late tiles see the most summaries: they go first.
     tile = num_tiles - 1 - tl.program_id(0) % num_tiles
     head = tl.program_id(0) // num_tiles
-    h = head % H
+    h = tl.cast(head % H, tl.int64)
     b = tl.cast(head // H, tl.int64)
     g = h // R
-    q += b * stride_qb + tl.cast(h, tl.int64) * stride_qh
-    k += b * stride_kb + tl.cast(g, tl.int64) * stride_kh
-    v += b * stride_vb + tl.cast(g, tl.int64) * stride_vh
+    q += b * stride_qb + h * stride_qh
+    k += b * stride_kb + g * stride_kh
+    v += b * stride_vb + g * stride_vh
     row_start = 0
     if CACHED:
-        row_start = tl.load(q_start + b).to(tl.int32)
+        row_start = tl.cast(tl.load(q_start + b), tl.int32)
     if PACKED:
         seq_start += b * T
 
     rows = tl.arange(0, BLOCK_M)
+    columns = tl.arange(0, BLOCK_N)
     d = tl.arange(0, BLOCK_D)
     first = tile * BLOCK_M
     last = first + BLOCK_M - 1
@@ -109,40 +96,73 @@ def attention_forward(
     total = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.zeros([BLOCK_M], tl.float32) + _LOW
 
+    # Summaries that every query of the tile sees, if they are many.
+    shift = 0.0
+    low, high = 0, 0
     if SUMMARIES:
-        k_rfa += b * stride_rb + tl.cast(g, tl.int64) * stride_rh
-        v_rfa += b * stride_rb + tl.cast(g, tl.int64) * stride_rh
-        shift = 0.0
+        k_rfa += b * stride_rb + g * stride_rh
+        v_rfa += b * stride_rb + g * stride_rh
         if BIAS:
             shift = tl.load(bias + h).to(tl.float32) * LOG2_E
-        low = (first_start + S) // P
-        high = last_begin // P
-        middle = low
+        low, high = (first_start + S) // P, last_begin // P
+        middle = (last_start + S) // P
+        middle += whole_tiles(first_begin // P - middle, BLOCK_N)
         if not PACKED:
-            middle += tl.maximum(first_begin // P - low, 0) // BLOCK_N * BLOCK_N
-            acc, total, peak = _attend(
-                acc, total, peak, queries, k_rfa, v_rfa, stride_rt, stride_rt, d, low, middle, 0,
-                start, begin, shift, scale, D, BLOCK_N, False, PRECISION,
-            )
-        acc, total, peak = _attend(
-            acc, total, peak, queries, k_rfa, v_rfa, stride_rt, stride_rt, d, middle, high, 0,
-            (start + S) // P, begin // P, shift, scale, D, BLOCK_N, True, PRECISION,
-        )
+            for x in tl.range(low, middle, BLOCK_N):
+                keys = load_rows(k_rfa, x, stride_rt, columns, d, 0, D, False)
+                values = load_rows(v_rfa, x, stride_rt, columns, d, 0, D, False)
+                acc, total, peak = _attend(
+                    acc, total, peak, queries, keys, values, True, True, shift, scale, PRECISION
+                )
+            low = middle
+    # The other summaries, the sinks and the exact keys in one loop, which so has one pipeline.
+    num_far = tl.maximum(high - low + BLOCK_N - 1, 0) // BLOCK_N
+    num_sinks = 0
     if S > 0:
-        if last_begin > first_start:
-            sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
-            acc, total, peak = _attend(
-                acc, total, peak, queries, k, v, stride_kt, stride_vt, d,
-                first_start, first_start + S, 0,
-                start, sink_end, 0.0, scale, D, BLOCK_S, True, PRECISION,
-            )
-    acc, total, peak = _attend(
-        acc, total, peak, queries, k, v, stride_kt, stride_vt, d,
-        first_begin, last_n + 1, row_start - key_offset,
-        begin, n + 1, 0.0, scale, D, BLOCK_N, True, PRECISION,
-    )
+        sink_high = tl.minimum(first_start + S, last_begin)
+        num_sinks = (sink_high - first_start + BLOCK_N - 1) // BLOCK_N
+        sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
+    num_exact = (last_n - first_begin + BLOCK_N) // BLOCK_N
+    for i in tl.range(0, num_far + num_sinks + num_exact):
+        x = first_begin + (i - num_far - num_sinks) * BLOCK_N
+        row, limit = x - row_start + key_offset, last_n + 1 - row_start + key_offset
+        see_low, see_high = begin, n + 1
+        source_k, source_v, stride_k, stride_v, extra = k, v, stride_kt, stride_vt, 0.0
+        full = (x >= last_begin) & (x + BLOCK_N <= first_n + 1)
+        lines = columns
+        if S > 0:
+            at_sinks = i < num_far + num_sinks
+            x = tl.where(at_sinks, first_start + (i - num_far) * BLOCK_N, x)
+            row = tl.where(at_sinks, x, row)
+            limit = tl.where(at_sinks, sink_high, limit)
+            see_low = tl.where(at_sinks, start, see_low)
+            see_high = tl.where(at_sinks, sink_end, see_high)
+            full &= not at_sinks
+            if CACHED:  # sinks that are among the new tokens lie with those
+                new = at_sinks & (x + columns >= row_start)
+                lines = columns + tl.where(new, key_offset - row_start, 0)
+                limit = tl.where(at_sinks, key_offset + T, limit)
+        if SUMMARIES:
+            is_far = i < num_far
+            x = tl.where(is_far, low + i * BLOCK_N, x)
+            row = tl.where(is_far, x, row)
+            limit = tl.where(is_far, high, limit)
+            see_low = tl.where(is_far, (start + S) // P, see_low)
+            see_high = tl.where(is_far, begin // P, see_high)
+            full &= not is_far
+            source_k = tl.where(is_far, k_rfa, k)
+            source_v = tl.where(is_far, v_rfa, v)
+            stride_k = tl.where(is_far, stride_rt, stride_kt)
+            stride_v = tl.where(is_far, stride_rt, stride_vt)
+            extra = tl.where(is_far, shift, 0.0)
+        keys = load_rows(source_k, row, stride_k, lines, d, limit, D, True)
+        values = load_rows(source_v, row, stride_v, lines, d, limit, D, True)
+        seen = between((x + columns)[None, :], see_low[:, None], see_high[:, None])
+        acc, total, peak = _attend(
+            acc, total, peak, queries, keys, values, seen, full, extra, scale, PRECISION
+        )
 
-    out += b * stride_ob + tl.cast(h, tl.int64) * stride_oh + tl.cast(first, tl.int64) * stride_ot
+    out += b * stride_ob + h * stride_oh + tl.cast(first, tl.int64) * stride_ot
     inside = (first + rows) < T
     tl.store(
         out + rows[:, None] * stride_ot + d[None, :],

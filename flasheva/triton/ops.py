@@ -7,6 +7,7 @@ Dims: B batch, H query heads, G key/value heads, R = H / G, D head dim, T tokens
 C = T // P chunks.
 """
 
+import functools
 import os
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from flasheva.triton import attention_backward as backward_kernels
 from flasheva.triton.attention_forward import attention_forward
 from flasheva.triton.summary_backward import map_gradients, summary_backward
 from flasheva.triton.summary_forward import summary_forward
-from flasheva.triton.tiles import Tile, tile_of
+from flasheva.triton.tiles import Kernel, SummaryTile, Tile, summary_tile_of, tile_of
 
 LOG2_E = 1.4426950408889634
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -124,6 +125,7 @@ class _Call(NamedTuple):
     sliding: bool
     packed: bool
     dtype: torch.dtype
+    capability: int
 
     @property
     def block_d(self) -> int:
@@ -147,22 +149,21 @@ class _Call(NamedTuple):
     def rule(self) -> dict[str, Any]:
         return {"W": self.W, "P": self.P, "S": self.S, "SLIDING": self.sliding}
 
-    def tile(self, kernel: Any) -> Tile:
-        tile = tile_of(kernel, self.dtype, self.block_d)
+    def tile(self, kernel: Kernel) -> Tile:
+        tile = tile_of(kernel, self.dtype, self.block_d, self.capability)
         if kernel in ("forward", "queries"):
             # The rule of sinks wants tiles of queries no larger than a window.
             most = 1 << (self.W.bit_length() - 1)
             tile = tile._replace(block_m=min(tile.block_m, most))
         return tile
 
+    def summary_tile(self, kind: str) -> SummaryTile:
+        tile = summary_tile_of(self.block_d, kind == "pooled")
+        return tile._replace(tokens=min(tile.tokens, triton.next_power_of_2(self.P)))
+
     @property
     def sink_tile(self) -> int:
         return min(_SINK_TILE, max(16, triton.next_power_of_2(self.S)))
-
-    @property
-    def chunk_tile(self) -> int:
-        """Chunks per program of the summary kernels; a product of matrices needs 16 rows."""
-        return 32 if self.block_d <= 64 else 16
 
 
 def _call(
@@ -170,12 +171,24 @@ def _call(
 ) -> _Call:
     B, H, T, D = q.shape
     sliding, packed = window == "sliding", seq_start is not None
-    return _Call(B, H, k.shape[1], T, D, W, P, S, sliding, packed, q.dtype)
+    static = (sliding, packed, q.dtype, _capability(q.device))
+    return _Call(B, H, k.shape[1], T, D, W, P, S, *static)
+
+
+@functools.cache
+def _capability(device: torch.device) -> int:
+    """The major compute capability; 0 in the interpreter."""
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
     assert x.stride(3) == 1
     return x.stride(0), x.stride(1), x.stride(2)
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, int]:
+    B, heads, T, D = x.shape
+    return B, heads, T, D
 
 
 def _rows_apart(x: Tensor) -> Tensor:
@@ -188,21 +201,30 @@ def _like_projection(B: int, heads: int, T: int, D: int, like: Tensor) -> Tensor
     return torch.empty((B, T, heads, D), dtype=like.dtype, device=like.device).transpose(1, 2)
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+def _launch(kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
     if 0 not in grid:
         kernel[grid](*args, **options)
 
 
 def _summaries(
-    c: _Call, q: Tensor, k: Tensor, v: Tensor, kind: str, maps: _Maps, noise: Tensor | None,
+    c: _Call,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kind: str,
+    maps: _Maps,
+    noise: Tensor | None,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """k_rfa, v_rfa, and float32 q_mean, k_mean, omega (empty unless `save`)."""
     C = c.T // c.P
     shape = (c.B, c.G, C, c.D)
     k_rfa, v_rfa = (k.new_empty(shape) for _ in range(2))
-    saved = [k.new_empty(shape if save else (0,), dtype=torch.float32) for _ in range(3)]
-    num_blocks = triton.cdiv(C, c.chunk_tile)
+    # Pooled maps have no use for the means of queries.
+    shapes = [(0,) if kind == "pooled" else shape, shape, shape]
+    saved = [k.new_empty(x if save else (0,), dtype=torch.float32) for x in shapes]
+    tile = c.summary_tile(kind)
+    num_blocks = triton.cdiv(C, tile.block_c)
     _launch(
         summary_forward,
         (num_blocks * c.B * c.G,),
@@ -218,10 +240,12 @@ def _summaries(
         SAVE=save,
         PRECISION=c.map_precision,
         BLOCK_D=c.block_d,
-        BLOCK_C=c.chunk_tile,
-        num_warps=4,
+        BLOCK_P=triton.next_power_of_2(c.P),
+        SLICE=tile.tokens,
+        BLOCK_C=tile.block_c,
+        num_warps=tile.num_warps,
     )
-    return k_rfa, v_rfa, *saved
+    return k_rfa, v_rfa, saved[0], saved[1], saved[2]
 
 
 def _attend(
@@ -247,8 +271,7 @@ def _attend(
         (num_tiles * c.B * c.H,),
         *(q, k, v, k_rfa, v_rfa, bias, seq_start, q_start, out, lse),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(k_rfa), *_strides(out)),
-        *(c.T, num_tiles, key_offset, c.scale),
-        H=c.H,
+        *(c.T, c.H, num_tiles, key_offset, c.scale),
         R=c.H // c.G,
         D=c.D,
         **c.rule,
@@ -259,7 +282,6 @@ def _attend(
         SAVE_LSE=save,
         PRECISION=c.precision,
         BLOCK_D=c.block_d,
-        BLOCK_S=c.sink_tile,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         num_warps=tile.num_warps,
@@ -320,9 +342,10 @@ def _(
     out = _like_projection(B, H, T, D, q)
     lse = q.new_empty((B, H, T), dtype=torch.float32)
     k_rfa, v_rfa = (k.new_empty((B, G, C, D)) for _ in range(2))
-    saved = (0,) if summary_map == "none" else (B, G, C, D)
-    means = [k.new_empty(saved, dtype=torch.float32) for _ in range(3)]
-    return out, lse, k_rfa, v_rfa, means[0], means[1], means[2]
+    shape = (0,) if summary_map == "none" else (B, G, C, D)
+    q_mean = k.new_empty((0,) if summary_map == "pooled" else shape, dtype=torch.float32)
+    k_mean, omega = (k.new_empty(shape, dtype=torch.float32) for _ in range(2))
+    return out, lse, k_rfa, v_rfa, q_mean, k_mean, omega
 
 
 @torch.library.custom_op("flasheva::attention_backward", mutates_args=())
@@ -353,7 +376,7 @@ def _attention_backward(
     c = _call(q, k, seq_start, window_size, chunk_size, sink_size, window)
     B, H, G, T, D, P = c.B, c.H, c.G, c.T, c.D, c.P
     C, R = k_rfa.shape[2], H // G
-    common = {"H": H, "R": R, "D": D, "PACKED": c.packed, "BLOCK_D": c.block_d, **c.rule}
+    common = {"R": R, "D": D, "PACKED": c.packed, "BLOCK_D": c.block_d, **c.rule}
 
     delta = torch.empty_like(lse)
     block = 64
@@ -361,8 +384,7 @@ def _attention_backward(
     _launch(
         backward_kernels.output_dot,
         (num_tiles * B * H,),
-        *(out, do, delta, *_strides(out), *_strides(do), T, num_tiles),
-        H=H,
+        *(out, do, delta, *_strides(out), *_strides(do), T, H, num_tiles),
         D=D,
         BLOCK_D=c.block_d,
         BLOCK_M=block,
@@ -380,7 +402,7 @@ def _attention_backward(
             backward_kernels.summary_gradients,
             (triton.cdiv(C, tile.block_n) * B * G,),
             *(q, k_rfa, v_rfa, bias, seq_start, do, lse, delta, dk_rfa, dv_rfa),
-            *(*_strides(q), *_strides(k_rfa), *_strides(do), T, C, B * G, c.scale),
+            *(*_strides(q), *_strides(k_rfa), *_strides(do), T, C, H, B * G, c.scale),
             **common,
             BIAS=bias is not None,
             PRECISION=c.precision,
@@ -389,7 +411,8 @@ def _attention_backward(
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
         )
-        num_blocks = triton.cdiv(C, c.chunk_tile)
+        blocks = c.summary_tile(summary_map)
+        num_blocks = triton.cdiv(C, blocks.block_c)
         vector_shares = k.new_empty((B, G, num_blocks, 4, D), dtype=torch.float32)
         m = parameters
         _launch(
@@ -407,8 +430,9 @@ def _attention_backward(
             PRECISION=c.map_precision,
             BLOCK_D=c.block_d,
             BLOCK_P=triton.next_power_of_2(P),
-            BLOCK_C=c.chunk_tile,
-            num_warps=4,
+            SLICE=blocks.tokens,
+            BLOCK_C=blocks.block_c,
+            num_warps=blocks.num_warps,
         )
         map_grads = _map_gradients(c, summary_map, dz_q, q_mean, dz_k, k_mean, vector_shares)
     elif summary_map != "none":
@@ -425,7 +449,7 @@ def _attention_backward(
         *(dk_rfa if pooled else k_mean_grad, weights, logit_grads, pool, pool_grads),
         *(parameters.w_k, dk, dv),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(do), *_strides(dk)),
-        *(T, C, num_tiles, c.scale),
+        *(T, C, H, num_tiles, c.scale),
         **common,
         SUMMARIES=C > 0,
         POOLED=pooled,
@@ -447,7 +471,7 @@ def _attention_backward(
         *(q, k, v, k_rfa, v_rfa, bias, seq_start, do, lse, delta, q_mean_grad),
         *(dq, bias_shares, sink_shares),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(k_rfa), *_strides(do)),
-        *(*_strides(dq), T, C, num_tiles, c.scale),
+        *(*_strides(dq), T, C, H, num_tiles, c.scale),
         **common,
         SUMMARIES=C > 0,
         QUERY_MEANS=C > 0 and not pooled,
@@ -464,7 +488,7 @@ def _attention_backward(
         _launch(
             backward_kernels.add_sink_gradients,
             (c.S * documents * B * G,),
-            *(sink_shares, seq_start, dk, dv, *_strides(dk), T, num_tiles),
+            *(sink_shares, seq_start, dk, dv, *_strides(dk), T, H, num_tiles),
             **common,
             BLOCK_M=tile.block_m,
             BLOCK_T=32,
@@ -531,7 +555,7 @@ def _(
     window: str,
     summary_map: str,
 ) -> list[Tensor]:
-    grads = [_like_projection(*x.shape, x) for x in (q, k, v)]
+    grads = [_like_projection(*_sizes(x), x) for x in (q, k, v)]
     if bias is not None:
         grads.append(torch.empty_like(bias, dtype=torch.float32))
     return grads + [torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in maps]
@@ -595,10 +619,8 @@ def _(
     sink_size: int,
     window: str,
 ) -> Tensor:
-    return _like_projection(*q.shape, q)
+    return _like_projection(*_sizes(q), q)
 
 
 def _int32(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.int32).contiguous()
-
-

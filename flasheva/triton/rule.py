@@ -25,7 +25,13 @@ def window_start(n, W: tl.constexpr, P: tl.constexpr, SLIDING: tl.constexpr):
 
 @triton.jit
 def locate(
-    i, T, q_start, seq_start, W: tl.constexpr, P: tl.constexpr, SLIDING: tl.constexpr,
+    i,
+    T,
+    q_start,
+    seq_start,
+    W: tl.constexpr,
+    P: tl.constexpr,
+    SLIDING: tl.constexpr,
     PACKED: tl.constexpr,
 ):
     """Position in its row, `start` and `begin` of query index i (tensor or scalar).
@@ -78,3 +84,10 @@ def between(x, low, high):
     """low <= x < high in one comparison; false wherever low >= high."""
     width = tl.maximum(high - low, 0)
     return (x - low).to(tl.uint32, bitcast=True) < width.to(tl.uint32, bitcast=True)
+
+
+@triton.jit
+def whole_tiles(length, BLOCK: tl.constexpr):
+    """The part of `length` in whole tiles, or nothing if a loop of its own would not pay."""
+    tiles = length // BLOCK
+    return tl.where(tiles < 4, 0, tiles) * BLOCK

@@ -17,7 +17,14 @@ computes those, and `key_gradients` and `query_gradients` add the products to dk
 import triton
 import triton.language as tl
 
-from flasheva.triton.summary_forward import affine, load_token, normalise
+from flasheva.triton.exponential import exp
+from flasheva.triton.summary_forward import (
+    affine,
+    load_tokens,
+    logits_of,
+    normalise,
+    pool_logits_of,
+)
 
 
 @triton.jit
@@ -41,14 +48,24 @@ def _times_weight(x, weight, d, D: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _weights_of(logits, grads):
-    """Softmax over tokens, and the gradient of its logits."""
-    weights = tl.exp(logits - tl.max(logits, 1)[:, None])
-    weights = weights / tl.sum(weights, 1)[:, None]
-    return weights, weights * (grads - tl.sum(weights * grads, 1)[:, None])
+def _online(peak, total, moment, logits, grads, EXACT: tl.constexpr):
+    """Adds tokens to a softmax's peak, its sum, and the sum of weight * gradient of the weight."""
+    new_peak = tl.maximum(peak, tl.max(logits, 1))
+    decay = exp(peak - new_peak, EXACT)
+    weights = exp(logits - new_peak[:, None], EXACT)
+    total = total * decay + tl.sum(weights, 1)
+    moment = moment * decay + tl.sum(weights * grads, 1)
+    return new_peak, total, moment
 
 
 @triton.jit
+def _weights_of(peak, total, moment, logits, grads, EXACT: tl.constexpr):
+    """The softmax's weights, and the gradients of its logits."""
+    weights = exp(logits - peak[:, None], EXACT) / total[:, None]
+    return weights, weights * (grads - (moment / total)[:, None])
+
+
+@triton.jit(do_not_specialize=["C", "num_blocks"])
 def summary_backward(
     k, v, w_q, b_q, w_k, b_k, g_q, g_k, q_mean, k_mean, omega, dk_rfa, dv_rfa,
     weights, logit_grads, pool, pool_grads, q_mean_grad, k_mean_grad, dz_q, dz_k, vector_shares,
@@ -56,7 +73,8 @@ def summary_backward(
     stride_vb, stride_vh, stride_vt,
     C, num_blocks, scale,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr, MAP: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     """Grid: blocks of chunks x B * G. All but k, v and the maps is float32 and contiguous.
 
@@ -73,9 +91,10 @@ def summary_backward(
     k += b * stride_kb + g * stride_kh + first * P * stride_kt
     v += b * stride_vb + g * stride_vh + first * P * stride_vt
     chunk = tl.arange(0, BLOCK_C)
-    token = tl.arange(0, BLOCK_P)
+    token = tl.arange(0, SLICE)
     d = tl.arange(0, BLOCK_D)
-    seen = ((first + chunk)[:, None] < C) & (d[None, :] < D)
+    left = C - first
+    seen = (chunk < left)[:, None] & (d[None, :] < D)
     base = tl.cast(head, tl.int64) * C + first
     rows = base * D + chunk[:, None] * D + d[None, :]
 
@@ -88,41 +107,55 @@ def summary_backward(
     if MAP == "pooled":
         mu = tl.load(w_k + g * D + d, mask=d < D, other=0.0).to(tl.float32)
 
-    logits = tl.zeros([BLOCK_C, BLOCK_P], tl.float32) + float("-inf")
-    pool_logits = logits
-    grads = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    key_grads = grads
-    for m in tl.range(0, P):
-        here = token[None, :] == m
-        centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
-        value = load_token(v, stride_vt, chunk, m, d, seen, D, P)
-        logit = tl.sum(centred * (direction - 0.5 * centred), 1) * scale
-        logits = tl.where(here, logit[:, None], logits)
-        grads = tl.where(here, tl.sum(value * value_grad, 1)[:, None], grads)
+    peak = tl.zeros([BLOCK_C], tl.float32) + float("-inf")
+    total = tl.zeros([BLOCK_C], tl.float32)
+    moment = tl.zeros([BLOCK_C], tl.float32)
+    pool_peak, pool_total, pool_moment = peak, total, moment
+    for i in tl.static_range(0, BLOCK_P, SLICE):
+        m = i + token
+        centred = load_tokens(k, stride_kt, chunk, m, d, left, D, P) - key_mean[:, None, :]
+        values = load_tokens(v, stride_vt, chunk, m, d, left, D, P)
+        peak, total, moment = _online(
+            peak, total, moment,
+            logits_of(centred, direction, m, scale, P),
+            tl.sum(values * value_grad[:, None, :], 2),
+            PRECISION == "ieee",
+        )
         if MAP == "pooled":
-            logit = tl.sum(centred * mu[None, :], 1) * scale
-            pool_logits = tl.where(here, logit[:, None], pool_logits)
-            key_grads = tl.where(here, tl.sum(centred * key_grad, 1)[:, None], key_grads)
-
-    tokens = base * P + chunk[:, None] * P + token[None, :]
-    inside = ((first + chunk)[:, None] < C) & (token[None, :] < P)
-    weight, logit_grad = _weights_of(logits, grads)
-    tl.store(weights + tokens, weight, mask=inside)
-    tl.store(logit_grads + tokens, logit_grad, mask=inside)
-    pool_grad = logit_grad
-    if MAP == "pooled":
-        weight, pool_grad = _weights_of(pool_logits, key_grads)
-        tl.store(pool + tokens, weight, mask=inside)
-        tl.store(pool_grads + tokens, pool_grad, mask=inside)
+            pool_peak, pool_total, pool_moment = _online(
+                pool_peak, pool_total, pool_moment,
+                pool_logits_of(centred, mu, m, scale, P),
+                tl.sum(centred * key_grad[:, None, :], 2),
+                PRECISION == "ieee",
+            )
 
     feature_grad = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     mu_grad = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-    for m in tl.range(0, P):
-        here = token[None, :] == m
-        centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
-        feature_grad += tl.sum(tl.where(here, logit_grad, 0.0), 1)[:, None] * centred
+    for i in tl.static_range(0, BLOCK_P, SLICE):
+        m = i + token
+        centred = load_tokens(k, stride_kt, chunk, m, d, left, D, P) - key_mean[:, None, :]
+        values = load_tokens(v, stride_vt, chunk, m, d, left, D, P)
+        tokens = base * P + chunk[:, None] * P + m[None, :]
+        inside = (chunk < left)[:, None] & (m < P)[None, :]
+        weight, logit_grad = _weights_of(
+            peak, total, moment,
+            logits_of(centred, direction, m, scale, P),
+            tl.sum(values * value_grad[:, None, :], 2),
+            PRECISION == "ieee",
+        )
+        tl.store(weights + tokens, weight, mask=inside)
+        tl.store(logit_grads + tokens, logit_grad, mask=inside)
+        feature_grad += tl.sum(logit_grad[:, :, None] * centred, 1)
         if MAP == "pooled":
-            mu_grad += tl.sum(tl.where(here, pool_grad, 0.0), 1)[:, None] * centred
+            weight, pool_grad = _weights_of(
+                pool_peak, pool_total, pool_moment,
+                pool_logits_of(centred, mu, m, scale, P),
+                tl.sum(centred * key_grad[:, None, :], 2),
+                PRECISION == "ieee",
+            )
+            tl.store(pool + tokens, weight, mask=inside)
+            tl.store(pool_grads + tokens, pool_grad, mask=inside)
+            mu_grad += tl.sum(pool_grad[:, :, None] * centred, 1)
     feature_grad = feature_grad * scale
 
     share = vector_shares + (tl.cast(head, tl.int64) * num_blocks + block) * (4 * D) + d
@@ -151,7 +184,7 @@ def summary_backward(
         tl.store(k_mean_grad + rows, to_keys * (1.0 / P), mask=seen)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "num_shares"])
 def map_gradients(
     dz_q, q_mean, dz_k, k_mean, weight_shares, bias_shares,
     rows, num_shares,

@@ -1,18 +1,39 @@
 """Forward kernel of the chunk summaries: means, maps, weights and value sums in one pass.
 
-A program owns BLOCK_C chunks of one key/value head and walks over the P tokens of each, twice; the
-second time they come from the cache. Formulas: flasheva/summary.py. All in float32.
+A program owns BLOCK_C chunks of one key/value head. Formulas: flasheva/summary.py. All in float32.
 """
 
 import triton
 import triton.language as tl
 
+from flasheva.triton.exponential import exp
+
 
 @triton.jit
-def load_token(pointer, stride, chunk, m, d, seen, D: tl.constexpr, P: tl.constexpr):
-    """Token m of every chunk as float32 [BLOCK_C, BLOCK_D], zero where not `seen`."""
-    address = pointer + (chunk * P + m)[:, None] * stride + d[None, :]
-    return tl.load(address, mask=seen, other=0.0).to(tl.float32)
+def load_tokens(
+    pointer, stride, chunk, m, d, num_chunks, D: tl.constexpr, P: tl.constexpr,
+):
+    """Tokens m of `chunk` as float32 [chunks, tokens, BLOCK_D]; zero where there is none."""
+    token = chunk[:, None] * P + m[None, :]
+    there = (chunk < num_chunks)[:, None] & (m < P)[None, :]
+    address = pointer + token[:, :, None] * stride + d[None, None, :]
+    return tl.load(address, mask=there[:, :, None] & (d < D)[None, None, :], other=0.0).to(
+        tl.float32
+    )
+
+
+@triton.jit
+def logits_of(centred, direction, m, scale, P: tl.constexpr):
+    """Logits [chunks, tokens] of v_rfa's weights; -inf where there is no token."""
+    logits = tl.sum(centred * (direction[:, None, :] - 0.5 * centred), 2) * scale
+    return tl.where((m < P)[None, :], logits, float("-inf"))
+
+
+@triton.jit
+def pool_logits_of(centred, mu, m, scale, P: tl.constexpr):
+    """Logits [chunks, tokens] of pooled maps' weights of k_rfa."""
+    logits = tl.sum(centred * mu[None, None, :], 2) * scale
+    return tl.where((m < P)[None, :], logits, float("-inf"))
 
 
 @triton.jit
@@ -37,12 +58,13 @@ def normalise(x, d, D: tl.constexpr):
 
 @triton.jit
 def scale_and_shift(x, weight, bias, d, D: tl.constexpr):
+    """x * weight + bias, [D] each."""
     w = tl.load(weight + d, mask=d < D, other=0.0).to(tl.float32)
     b = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
     return x * w[None, :] + b[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["C", "num_blocks"])
 def summary_forward(
     q, k, v, noise, w_q, b_q, w_k, b_k, g_q, s_q, g_k, s_k,
     k_rfa, v_rfa, q_mean, k_mean, omega,
@@ -52,31 +74,34 @@ def summary_forward(
     C, num_blocks, scale,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     MAP: tl.constexpr, NOISE: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     """Grid: blocks of chunks x B * G. Results [B, G, C, D] contiguous; the saved ones float32.
 
     MAP "linear": w [D, D], b [D] of both maps; "layernorm": also gain g, shift s [D];
-    "pooled": w_k is mu, w_q is phi, [G, D] each.
+    "pooled": w_k is mu, w_q is phi, [G, D] each. SLICE tokens of a chunk are taken at a time.
     """
     block = tl.program_id(0) % num_blocks
     head = tl.program_id(0) // num_blocks
-    g = head % G
+    g = tl.cast(head % G, tl.int64)
     b = tl.cast(head // G, tl.int64)
     first = tl.cast(block, tl.int64) * BLOCK_C
-    q += b * stride_qb + tl.cast(g * R, tl.int64) * stride_qh + first * P * stride_qt
-    k += b * stride_kb + tl.cast(g, tl.int64) * stride_kh + first * P * stride_kt
-    v += b * stride_vb + tl.cast(g, tl.int64) * stride_vh + first * P * stride_vt
+    q += b * stride_qb + g * R * stride_qh + first * P * stride_qt
+    k += b * stride_kb + g * stride_kh + first * P * stride_kt
+    v += b * stride_vb + g * stride_vh + first * P * stride_vt
     result = (tl.cast(head, tl.int64) * C + first) * D
 
     chunk = tl.arange(0, BLOCK_C)
+    token = tl.arange(0, SLICE)
     d = tl.arange(0, BLOCK_D)
-    seen = ((first + chunk)[:, None] < C) & (d[None, :] < D)
+    left = C - first
+    seen = (chunk < left)[:, None] & (d[None, :] < D)
     offsets = chunk[:, None] * D + d[None, :]
 
+    # Slices are unrolled: where one is the whole chunk, loads of the same tokens become one.
     key_mean = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-    for m in tl.range(0, P):
-        key_mean += load_token(k, stride_kt, chunk, m, d, seen, D, P)
+    for m in tl.static_range(0, BLOCK_P, SLICE):
+        key_mean += tl.sum(load_tokens(k, stride_kt, chunk, m + token, d, left, D, P), 1)
     key_mean = key_mean * (1.0 / P)
 
     if MAP == "pooled":
@@ -85,24 +110,25 @@ def summary_forward(
         total = tl.zeros([BLOCK_C], tl.float32)
         peak = tl.zeros([BLOCK_C], tl.float32) + float("-inf")
         key = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-        for m in tl.range(0, P):
-            centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
-            logit = tl.sum(centred * mu[None, :], 1) * scale
-            new_peak = tl.maximum(peak, logit)
-            decay = tl.exp(peak - new_peak)
-            weight = tl.exp(logit - new_peak)
-            total = total * decay + weight
-            key = key * decay[:, None] + weight[:, None] * centred
+        for m in tl.static_range(0, BLOCK_P, SLICE):
+            keys = load_tokens(k, stride_kt, chunk, m + token, d, left, D, P)
+            centred = keys - key_mean[:, None, :]
+            logits = pool_logits_of(centred, mu, m + token, scale, P)
+            new_peak = tl.maximum(peak, tl.max(logits, 1))
+            decay = exp(peak - new_peak, PRECISION == "ieee")
+            weights = exp(logits - new_peak[:, None], PRECISION == "ieee")
+            total = total * decay + tl.sum(weights, 1)
+            key = key * decay[:, None] + tl.sum(weights[:, :, None] * centred, 1)
             peak = new_peak
         key = key_mean + key / total[:, None]
         feature = tl.zeros([BLOCK_C, BLOCK_D], tl.float32) + phi[None, :]
     else:
         query_mean = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
         for r in tl.range(0, R):
-            for m in tl.range(0, P):
-                query_mean += load_token(
-                    q + tl.cast(r, tl.int64) * stride_qh, stride_qt, chunk, m, d, seen, D, P
-                )
+            for m in tl.static_range(0, BLOCK_P, SLICE):
+                q_r = q + tl.cast(r, tl.int64) * stride_qh
+                queries = load_tokens(q_r, stride_qt, chunk, m + token, d, left, D, P)
+                query_mean += tl.sum(queries, 1)
         query_mean = query_mean * (1.0 / (P * R))
         key = affine(key_mean, w_k, b_k, d, D, PRECISION)
         feature = affine(query_mean, w_q, b_q, d, D, PRECISION)
@@ -121,16 +147,15 @@ def summary_forward(
     total = tl.zeros([BLOCK_C], tl.float32)
     peak = tl.zeros([BLOCK_C], tl.float32) + float("-inf")
     value = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-    for m in tl.range(0, P):
-        centred = load_token(k, stride_kt, chunk, m, d, seen, D, P) - key_mean
-        logit = tl.sum(centred * (direction - 0.5 * centred), 1) * scale
-        new_peak = tl.maximum(peak, logit)
-        decay = tl.exp(peak - new_peak)
-        weight = tl.exp(logit - new_peak)
-        total = total * decay + weight
-        value = value * decay[:, None] + weight[:, None] * load_token(
-            v, stride_vt, chunk, m, d, seen, D, P
-        )
+    for m in tl.static_range(0, BLOCK_P, SLICE):
+        keys = load_tokens(k, stride_kt, chunk, m + token, d, left, D, P)
+        logits = logits_of(keys - key_mean[:, None, :], direction, m + token, scale, P)
+        new_peak = tl.maximum(peak, tl.max(logits, 1))
+        decay = exp(peak - new_peak, PRECISION == "ieee")
+        weights = exp(logits - new_peak[:, None], PRECISION == "ieee")
+        total = total * decay + tl.sum(weights, 1)
+        values = load_tokens(v, stride_vt, chunk, m + token, d, left, D, P)
+        value = value * decay[:, None] + tl.sum(weights[:, :, None] * values, 1)
         peak = new_peak
 
     tl.store(k_rfa + result + offsets, key.to(k_rfa.dtype.element_ty), mask=seen)

@@ -1,0 +1,257 @@
+"""The Triton kernels answer to the float64 reference; without a GPU, in Triton's interpreter.
+
+Tolerances are those of test_flex.py: at most twice the error of eager attention at the same
+precision over the same augmented keys.
+"""
+
+import itertools
+from functools import partial
+
+import pytest
+import torch
+
+from flasheva import AffineMap, AffineMaps, EvaConfig, eva_attention
+from flasheva.triton import ops
+from flasheva.triton.tiles import Tile
+from tests.inputs import Inputs, make
+from tests.test_cache import tiny
+from tests.test_flex import (
+    MAPS,
+    UNIT_ROUNDOFF,
+    assert_as_good_as_eager,
+    attend,
+    condition_of_bias,
+    eager,
+)
+
+slow = partial(pytest.param, marks=pytest.mark.slow)
+interpreted = pytest.mark.skipif(not ops.INTERPRETED, reason="needs TRITON_INTERPRET=1")
+
+
+@pytest.fixture
+def big_tiles(monkeypatch):
+    """The interpreter pays per tile, not per element."""
+    monkeypatch.setattr(ops, "tile_of", lambda *_: Tile(64, 64, 4, 1))
+
+
+def assert_all_as_good_as_eager(
+    config: EvaConfig, exact: Inputs, dtype: torch.dtype, device: str, **other: str
+) -> None:
+    """Output and every gradient, against float64 and against eager attention in `dtype`."""
+    do = torch.randn(exact.q.shape, generator=torch.Generator().manual_seed(1))
+    runs = {}
+    for name, x, f in (
+        ("exact", exact, lambda x: attend(config, x, "reference")),
+        ("eager", exact.to(dtype, device), lambda x: eager(config, x)),
+        ("triton", exact.to(dtype, device), lambda x: attend(config, x, "triton")),
+    ):
+        out = f(x.requires_grad())
+        out.backward(do.to(device=out.device, dtype=out.dtype))
+        runs[name] = {"o": out.detach()} | {
+            key: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            for key, tensor in x.tensors().items()
+        }
+    for key, value in runs["exact"].items():
+        condition = condition_of_bias(config, exact, do) if key == "bias" else 1.0
+        assert_as_good_as_eager(
+            f"T={exact.q.shape[2]} {key}",
+            *(runs["triton"][key], runs["eager"][key], value),
+            UNIT_ROUNDOFF[dtype],
+            condition,
+        )
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("window", "S", "G", "D", "T", "packed", "summary_map", "P"),
+    [
+        ("sliding", 16, 2, 16, 200, False, "linear", 16),
+        slow("block", 0, 4, 32, 200, False, "layernorm", 16),
+        slow("sliding", 32, 1, 16, 150, False, "pooled", 8),
+        ("block", 16, 2, 16, 190, True, "linear", 16),
+        slow("sliding", 16, 1, 80, 130, True, "linear", 16),
+        ("sliding", 64, 2, 16, 50, False, "linear", 16),  # more sinks than tokens
+        ("block", 16, 2, 16, 1, False, "linear", 16),
+        slow("sliding", 96, 2, 16, 120, False, "linear", 24),  # nothing is a power of 2
+    ],
+)
+def test_forward_and_gradients(window, S, G, D, T, packed, summary_map, P, big_tiles):
+    W = 48 if P == 24 else 64
+    config = EvaConfig(
+        window_size=W, chunk_size=P, window=window, sink_size=S, summary_map=summary_map
+    )
+    exact = make(config, B=1 if packed else 2, G=G, D=D, T=T, packed=packed, seed=T)
+    assert_all_as_good_as_eager(config, exact, torch.float32, "cpu")
+
+
+@pytest.mark.slow
+def test_tiles_larger_than_a_small_window(big_tiles):
+    config = EvaConfig(window_size=16, chunk_size=8, window="sliding", sink_size=8)
+    exact = make(config, B=1, T=100, packed=True)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    assert_all_as_good_as_eager(config, exact, torch.float32, device)
+
+
+def call(x: Inputs, config: EvaConfig) -> tuple:
+    """Arguments of the op."""
+    kind, tensors = ops._flatten(x.maps)
+    sizes = (config.window_size, config.chunk_size, config.sink_size, config.window)
+    return (x.q, x.k, x.v, tensors, x.bias, x.seq_start, None, *sizes, kind)
+
+
+@pytest.mark.parametrize(
+    ("summary_map", "packed"), [("linear", True), slow("pooled", False), slow("layernorm", False)]
+)
+def test_the_op_is_well_registered(summary_map, packed, big_tiles):
+    """Schema, fake kernel, autograd, and all of it traced with dynamic sizes."""
+    config = EvaConfig(window_size=32, chunk_size=16, sink_size=16, summary_map=summary_map)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=1, H=2, G=1, T=50, packed=packed).to(torch.float32, device)
+    torch.library.opcheck(ops._attention, call(x.requires_grad(), config))
+
+
+def test_the_op_onto_a_cache_is_well_registered(big_tiles):
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    q, k = torch.randn(2, 4, 5, 16, device=device), torch.randn(2, 2, 85, 16, device=device)
+    summaries = torch.randn(2, 2, 8, 16, device=device)
+    start = torch.tensor([70, 33], device=device)
+    args = (q, k, k, summaries, summaries.clone(), None, start, 48, 16, 16, "sliding")
+    torch.library.opcheck(ops._attention_onto_cache, args)
+
+
+@pytest.mark.slow
+def test_a_compiled_model_trains_without_a_graph_break(big_tiles):
+    torch._dynamo.reset()
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    sizes = {"window_size": 32, "chunk_size": 16}
+    model = tiny(("eva_attention",), torch.float32, impl="triton", **sizes).to(device)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    ids = torch.randint(97, (1, 70), generator=torch.Generator().manual_seed(0)).to(device)
+    grads = []
+    for run in (model, compiled):
+        model.zero_grad()
+        run(ids).square().mean().backward()
+        grads.append([p.grad.clone() for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("window", "S"), [("sliding", 16), ("block", 0)])
+def test_prefill_onto_a_cache(window, S, big_tiles):
+    """Ragged pieces onto an empty cache, a full window, and across windows."""
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    sizes = {"window_size": 32, "chunk_size": 8, "window": window, "sink_size": S}
+    triton = tiny(("eva_attention",), torch.float32, impl="triton", **sizes).to(device)
+    reference = tiny(("eva_attention",), torch.float64, **sizes).to(device)
+    reference.load_state_dict(triton.state_dict())
+    ids = torch.randint(97, (2, 140), generator=torch.Generator().manual_seed(0)).to(device)
+    outs = []
+    with torch.no_grad():
+        for model in (triton, reference):
+            cache, out = model.new_cache(2, 160), []
+            for n in (20, 70, 3):
+                length = torch.tensor([n, n - n // 3], device=device)
+                rows = [r[at : at + n] for r, at in zip(ids, cache.length.tolist(), strict=True)]
+                new = model(torch.stack(rows), cache, lengths=length)
+                out += [row[:real] for row, real in zip(new, length.tolist(), strict=True)]
+            outs.append(torch.cat(out).double())
+    assert (outs[0] - outs[1]).abs().max() <= 1e-5 * outs[1].abs().max()
+
+
+def test_projections_are_read_where_they_lie(big_tiles, monkeypatch):
+    """q, k, v as views of one product: no copy, and an output that needs none to be merged."""
+    config = EvaConfig(window_size=32, chunk_size=16)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=2, H=2, G=2, T=40).to(torch.float32, device)
+    fused = torch.cat([y.transpose(1, 2) for y in (x.q, x.k, x.v)], 2).clone()
+    views = [y.transpose(1, 2) for y in fused.split(2, 2)]
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "contiguous", None)  # whoever copies, fails
+        out = eva_attention(*views, config, None, impl="triton")
+    assert out.transpose(1, 2).is_contiguous()
+    copies = [y.contiguous() for y in views]
+    assert torch.equal(out, eva_attention(*copies, config, None, impl="triton"))
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("dtype", "D", "W", "message"),
+    [
+        (torch.float64, 16, 32, "needs float32 and float16, not torch.float64; use impl='ref"),
+        (torch.bfloat16, 16, 32, "needs float32 and float16, not torch.bfloat16; use impl='ref"),
+        (torch.float32, 129, 32, "needs head_dim <= 128, not 129; use impl='flex' or 'reference'"),
+        (torch.float32, 16, 8, "needs window_size >= 16, not 8; use impl='flex' or 'reference'"),
+    ],
+)
+def test_what_it_cannot_do_is_said_in_one_line(dtype, D, W, message):
+    x = torch.zeros(1, 1, 20, D, dtype=dtype)
+    with pytest.raises(ValueError, match="impl='triton' needs") as error:
+        eva_attention(x, x, x, EvaConfig(window_size=W, chunk_size=8), None, impl="triton")
+    assert message in str(error.value)
+
+
+def test_without_an_interpreter_a_cpu_is_refused(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    x = torch.zeros(1, 1, 20, 16)
+    with pytest.raises(ValueError, match="impl='triton' runs on cuda, not cpu; use impl='flex'"):
+        eva_attention(x, x, x, EvaConfig(), None, impl="triton")
+
+
+HEADS = [(1, 2, 2), (2, 4, 2), (3, 6, 1)]  # B, H, G
+SETTINGS = [
+    (D, window, S, HEADS[number % 3], number % 2 == 1, MAPS[number % 8])
+    for number, (D, window, S) in enumerate(
+        itertools.product([16, 32, 64, 80, 128], ["sliding", "block"], [0, 16, 32])
+    )
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+def test_forward_and_gradients_on_a_gpu(dtype, setting):
+    D, window, S, (B, H, G), packed, summary_map = setting
+    torch.backends.cuda.matmul.allow_tf32 = False
+    config = EvaConfig(
+        window_size=64, chunk_size=16, window=window, sink_size=S, summary_map=summary_map
+    )
+    for T in (1 if packed else 7, 63, 130, 520):
+        exact = make(config, B=B, H=H, G=G, D=D, T=T, packed=packed, seed=T)
+        assert_all_as_good_as_eager(config, exact, dtype, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("window", ["sliding", "block"])
+def test_gradients_repeat_to_the_last_bit(window):
+    config = EvaConfig(window_size=256, chunk_size=16, window=window)
+    x = make(config, B=2, H=4, G=2, D=64, T=3000, packed=True).to(torch.bfloat16, "cuda")
+    do = torch.randn_like(x.q)
+    runs = []
+    for _ in range(3):
+        out = attend(config, x.requires_grad(), "triton")
+        runs.append(torch.autograd.grad(out, list(x.tensors().values()), do))
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.gpu
+def test_more_elements_than_int32_counts():
+    """The last head of a tensor of 2^31 elements and more, against that head alone."""
+    config = EvaConfig(window_size=256, chunk_size=16)
+    B, H, T, D = 1, 18, 2**20, 128
+    assert B * H * T * D > 2**31
+    q, k, v, do = (
+        torch.randn(B, T, H, D, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for _ in range(4)
+    )
+    eye, zero = torch.eye(D, device="cuda"), torch.zeros(D, device="cuda")
+    maps = AffineMaps(AffineMap(eye, zero), AffineMap(eye, zero))
+    results = []
+    for heads in (slice(None), slice(H - 1, H)):
+        inputs = [x[:, heads].detach().requires_grad_() for x in (q, k, v)]
+        out = eva_attention(*inputs, config, maps, impl="triton")
+        grads = torch.autograd.grad(out, inputs, do[:, heads])
+        results.append([x[:, -1].clone() for x in (out, *grads)])
+        del inputs, out, grads
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)

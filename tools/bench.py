@@ -1,0 +1,289 @@
+"""`zoo bench`: speed. `kernels` measures attention, `plot` draws what was recorded."""
+
+import importlib.metadata
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+
+import typer
+
+from tools.benchmarks.names import DtypeName, KernelName, PassName, WindowName
+from tools.display import print_json, progress
+from tools.entry import command_line, run
+from tools.options import Json, Out
+from tools.results import append_result, check_appendable, device_name
+
+if TYPE_CHECKING:
+    import torch
+
+    from tools.benchmarks.kernels import Plan
+    from tools.benchmarks.report import Metric
+    from tools.benchmarks.roofline import Ceilings
+
+Name = TypeVar("Name", bound=str)
+
+# Short rows, where memory is the limit, to long ones, where arithmetic is.
+DEFAULT_SHAPES = ("16,12,2048,64", "4,12,8192,64", "1,16,65536,64", "1,16,32768,128")
+
+app = typer.Typer(add_completion=False, help="Measures speed.")
+
+
+def _words(names: object) -> str:
+    return ", ".join(get_args(names))
+
+
+@app.command()
+def kernels(
+    *,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            metavar="B,H,T,D",
+            help="Batch, query heads, tokens, head dim; may be repeated.",
+            show_default=" ".join(DEFAULT_SHAPES),
+        ),
+    ] = None,
+    kv_heads: Annotated[
+        int | None,
+        typer.Option(metavar="G", help="Key/value heads.", show_default="as many as query heads"),
+    ] = None,
+    window: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--window",
+            metavar="WINDOW",
+            help=f"{_words(WindowName)}; may be repeated.",
+            show_default="all",
+        ),
+    ] = None,
+    window_size: Annotated[int, typer.Option(help="Tokens that a query sees exactly.")] = 256,
+    chunk_size: Annotated[int, typer.Option(help="Tokens that share one summary.")] = 16,
+    sink_size: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--sink-size",
+            metavar="TOKENS",
+            help="First tokens that stay exact; may be repeated.",
+            show_default="one chunk; triton also with 0, which shows what sinks cost",
+        ),
+    ] = None,
+    bias: Annotated[
+        bool,
+        typer.Option(
+            help="Summaries have a bias per head, with a gradient; that of flex is slow (atomics)."
+        ),
+    ] = False,
+    dtype: Annotated[DtypeName, typer.Option(help="Of all tensors.")] = "bfloat16",
+    impl: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--impl",
+            metavar="NAME",
+            help=f"{_words(KernelName)}; may be repeated.",
+            show_default="all but reference; on a CPU flex and reference",
+        ),
+    ] = None,
+    pass_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--pass",
+            metavar="PASS",
+            help=f"{_words(PassName)}; may be repeated.",
+            show_default="all",
+        ),
+    ] = None,
+    repetitions: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Timed runs.", show_default="10 to 100, for about 0.3 s"),
+    ] = None,
+    cuda_graph: Annotated[
+        bool | None,
+        typer.Option(
+            "--cuda-graph/--no-cuda-graph",
+            help="Replay CUDA graphs, so that the host does not count, or time eager calls.",
+            show_default="graphs on cuda",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
+    json: Json = False,
+    out: Out = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Draw time against tokens; needs matplotlib."),
+    ] = None,
+) -> None:
+    """Measures EVA attention and its peers, after a check that the answers are right.
+
+    triton and flex include the summaries of chunks, flex also its block mask, which flex_prebuilt
+    makes beforehand. sdpa_* is full causal attention, fla_* recurrent. Times are medians ± half
+    the interquartile range; host ms is what one eager call costs the host. The exit status is 1
+    if an answer was wrong, if triton failed, or if nothing could be measured.
+    """
+    check_appendable(out)
+    if repetitions is not None and repetitions < 2:
+        raise ValueError(f"repetitions must be at least 2, for a spread, not {repetitions}")
+    import torch
+
+    from tools.benchmarks.implementations import DEFAULTS
+    from tools.benchmarks.inputs import Shape
+    from tools.benchmarks.kernels import KernelBench, Plan
+    from tools.benchmarks.plot import check_plot, points, write_plot
+    from tools.benchmarks.report import case_of, ceiling_metrics, metrics, note, print_outcomes
+    from tools.benchmarks.roofline import measure_ceilings
+
+    check_plot(plot)
+    where = _device(device)
+    plan = Plan(
+        windows=_chosen("--window", window, get_args(WindowName)),
+        window_size=window_size,
+        chunk_size=chunk_size,
+        sink_sizes=None if sink_size is None else tuple(sink_size),
+        bias=bias,
+        dtype=getattr(torch, dtype),
+        device=where,
+        impls=_chosen("--impl", impl or DEFAULTS[where.type], get_args(KernelName)),
+        passes=_chosen("--pass", pass_, get_args(PassName)),
+        repetitions=repetitions,
+        cuda_graph=_graphs(cuda_graph, where),
+    )
+    outcomes_per_shape = len(plan.jobs()) * len(plan.passes)
+    shapes = [Shape.parse(text, kv_heads) for text in shape or DEFAULT_SHAPES]
+    ceilings = measure_ceilings(plan.dtype, where)
+    reached = ceiling_metrics(ceilings)
+    if json:
+        print_json({"dtype": dtype, "impl": "ceiling", **_values(reached)})
+    else:
+        _print_header(plan, ceilings)
+    rows = _record(out, {"dtype": dtype}, "ceiling", reached, where)
+    statuses, failed = set(), False
+    bench = KernelBench(plan)
+    for size in shapes:
+        outcomes = []
+        with progress(str(size), outcomes_per_shape) as advance:
+            for outcome in bench.measure(size):
+                outcomes.append(outcome)
+                case, found = case_of(outcome, plan), metrics(outcome, ceilings)
+                rows += _record(out, case, outcome.impl, found, where)
+                advance(1)
+        statuses |= {outcome.status for outcome in outcomes}
+        failed |= any(outcome.fails_the_run for outcome in outcomes)
+        if not json:
+            print_outcomes(outcomes, plan, ceilings)
+            continue
+        for outcome in outcomes:
+            head = case_of(outcome, plan) | {"impl": outcome.impl, "status": outcome.status}
+            print_json(head | {"note": note(outcome)} | _values(metrics(outcome, ceilings)))
+    if plot is not None and "timed" in statuses:
+        write_plot(plot, points(rows), device_name(where))
+    if failed or "timed" not in statuses:
+        raise typer.Exit(1)
+
+
+@app.command("plot")
+def plot_rows(
+    rows: Annotated[Path, typer.Argument(metavar="ROWS.jsonl", help="What `--out` has written.")],
+    picture: Annotated[Path, typer.Argument(metavar="FILE.png", help="Made or replaced.")],
+) -> None:
+    """Draws recorded times against tokens; needs matplotlib."""
+    from tools.benchmarks.plot import check_plot, points, read_rows, write_plot
+
+    check_plot(picture)
+    read = read_rows(rows)
+    drawn = points(read)
+    write_plot(picture, drawn, next(str(r["device"]) for r in read if r["bench"] == "kernels"))
+
+
+def _chosen(option: str, given: Sequence[str] | None, names: tuple[Name, ...]) -> tuple[Name, ...]:
+    """Those of `names` that were given, or all; Typer has no lists of choices."""
+    for name in given or ():
+        if name not in names:
+            raise ValueError(f"{option} must be one of {', '.join(names)}, not {name!r}")
+    return tuple(name for name in names if given is None or name in given)
+
+
+def _values(found: Mapping[str, "Metric"]) -> dict[str, object]:
+    return {name: metric.value for name, metric in found.items()}
+
+
+def _record(
+    out: Path | None,
+    case: Mapping[str, object],
+    impl: str,
+    found: Mapping[str, "Metric"],
+    device: "torch.device",
+) -> list[Mapping[str, object]]:
+    """Appends metrics to the file `out`, if there is one; the part of the rows that plots need."""
+    rows: list[Mapping[str, object]] = []
+    for name, metric in found.items():
+        if out is not None:
+            append_result(
+                out,
+                bench="kernels",
+                case=case,
+                impl=impl,
+                metric=name,
+                value=metric.value,
+                unit=metric.unit,
+                spread=metric.spread,
+                device=device,
+                command=command_line(),
+            )
+        head = {"bench": "kernels", "case": case, "impl": impl, "device": device_name(device)}
+        rows.append(head | {"metric": name, "value": metric.value, "spread": metric.spread})
+    return rows
+
+
+def _print_header(plan: "Plan", ceilings: "Ceilings") -> None:
+    versions = []
+    for package in ("torch", "triton", "fla-core"):
+        try:
+            versions.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            versions.append(f"no {package}")
+    print(f"{device_name(plan.device)}; {', '.join(versions)}")
+    exponentials = (
+        "rate of exponentials unknown"
+        if ceilings.exponentials is None
+        else f"{ceilings.exponentials / 1e12:.3g} T exponentials/s (not measured: multiprocessors "
+        "x 16 a clock x the highest clock)"
+    )
+    print(
+        f"ceilings: copy {ceilings.copy / 1e12:.3g} TB/s, matrix product "
+        f"{ceilings.matrix / 1e12:.3g} TFLOP/s, {exponentials}",
+        flush=True,
+    )
+    timed = "replayed CUDA graphs" if plan.cuda_graph else "eager calls"
+    ratios = ", ".join(f"/ {window}" for window in plan.windows)
+    ours = f"; {ratios}: over that of triton" if "triton" in plan.impls else ""
+    print(f"ms: time of {timed}{ours}", flush=True)
+
+
+def _graphs(asked: bool | None, device: "torch.device") -> bool:
+    if asked and device.type != "cuda":
+        raise ValueError(f"--cuda-graph needs a GPU, which --device {device} is not")
+    return device.type == "cuda" if asked is None else asked
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"kernels are measured on cuda or cpu, not {name!r}")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"this torch sees no GPU {name!r}; --device cpu runs small shapes on a CPU"
+            )
+        if device.index is not None:
+            torch.cuda.set_device(device)
+    return device
+
+
+if __name__ == "__main__":
+    sys.exit(run(app, sys.argv[1:], program="python -m tools.bench", words=("zoo", "bench")))

@@ -1,0 +1,1 @@
+"""Measures of speed: attention kernels against their peers, correctness checked before time."""
