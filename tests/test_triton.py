@@ -92,7 +92,7 @@ def test_tiles_larger_than_a_small_window(big_tiles):
     assert_all_as_good_as_eager(config, exact, torch.float32, device)
 
 
-def call(x: Inputs, config: EvaConfig) -> tuple:
+def call(x: Inputs, config: EvaConfig) -> tuple[object, ...]:
     """Arguments of the op."""
     kind, tensors = ops._flatten(x.maps)
     sizes = (config.window_size, config.chunk_size, config.sink_size, config.window)

@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are not here, within their shared memory, and what it spills.
+"""Every kernel compiles for GPUs that are not here, fits their shared memory, and spills little.
 
 In processes of their own: the interpreter, which other tests need, is chosen at import.
 """
@@ -50,7 +50,7 @@ KERNELS = {
 }
 
 
-def compiled(capability: int, dtype: str, D: int, *maps: str) -> list[dict]:
+def compiled(capability: int, dtype: str, D: int, *maps: str) -> list[dict[str, int | str]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "tests.compile_ahead", str(capability), dtype, str(D), *maps]
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

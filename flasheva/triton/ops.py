@@ -12,7 +12,6 @@ import os
 from typing import Any, NamedTuple
 
 import torch
-import triton
 from torch import Tensor
 
 from flasheva.config import EvaConfig
@@ -129,7 +128,7 @@ class _Call(NamedTuple):
 
     @property
     def block_d(self) -> int:
-        return max(16, triton.next_power_of_2(self.D))
+        return max(16, _power_of_2(self.D))
 
     @property
     def scale(self) -> float:
@@ -159,11 +158,11 @@ class _Call(NamedTuple):
 
     def summary_tile(self, kind: str) -> SummaryTile:
         tile = summary_tile_of(self.block_d, kind == "pooled")
-        return tile._replace(tokens=min(tile.tokens, triton.next_power_of_2(self.P)))
+        return tile._replace(tokens=min(tile.tokens, _power_of_2(self.P)))
 
     @property
     def sink_tile(self) -> int:
-        return min(_SINK_TILE, max(16, triton.next_power_of_2(self.S)))
+        return min(_SINK_TILE, max(16, _power_of_2(self.S)))
 
 
 def _call(
@@ -179,6 +178,16 @@ def _call(
 def _capability(device: torch.device) -> int:
     """The major compute capability; 0 in the interpreter."""
     return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 0
+
+
+# Triton's own cdiv and next_power_of_2 cost ten microseconds a call.
+def _ceil_div(x: int, y: int) -> int:
+    return -(-x // y)
+
+
+def _power_of_2(x: int) -> int:
+    """The least power of 2 that is not below x."""
+    return 1 << max(x - 1, 0).bit_length()
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
@@ -224,7 +233,7 @@ def _summaries(
     shapes = [(0,) if kind == "pooled" else shape, shape, shape]
     saved = [k.new_empty(x if save else (0,), dtype=torch.float32) for x in shapes]
     tile = c.summary_tile(kind)
-    num_blocks = triton.cdiv(C, tile.block_c)
+    num_blocks = _ceil_div(C, tile.block_c)
     _launch(
         summary_forward,
         (num_blocks * c.B * c.G,),
@@ -240,7 +249,7 @@ def _summaries(
         SAVE=save,
         PRECISION=c.map_precision,
         BLOCK_D=c.block_d,
-        BLOCK_P=triton.next_power_of_2(c.P),
+        BLOCK_P=_power_of_2(c.P),
         SLICE=tile.tokens,
         BLOCK_C=tile.block_c,
         num_warps=tile.num_warps,
@@ -265,7 +274,7 @@ def _attend(
     out = _like_projection(c.B, c.H, c.T, c.D, q)
     lse = q.new_empty((c.B, c.H, c.T) if save else (0,), dtype=torch.float32)
     tile = c.tile("forward")
-    num_tiles = triton.cdiv(c.T, tile.block_m)
+    num_tiles = _ceil_div(c.T, tile.block_m)
     _launch(
         attention_forward,
         (num_tiles * c.B * c.H,),
@@ -380,7 +389,7 @@ def _attention_backward(
 
     delta = torch.empty_like(lse)
     block = 64
-    num_tiles = triton.cdiv(T, block)
+    num_tiles = _ceil_div(T, block)
     _launch(
         backward_kernels.output_dot,
         (num_tiles * B * H,),
@@ -400,7 +409,7 @@ def _attention_backward(
         tile = c.tile("summaries")
         _launch(
             backward_kernels.summary_gradients,
-            (triton.cdiv(C, tile.block_n) * B * G,),
+            (_ceil_div(C, tile.block_n) * B * G,),
             *(q, k_rfa, v_rfa, bias, seq_start, do, lse, delta, dk_rfa, dv_rfa),
             *(*_strides(q), *_strides(k_rfa), *_strides(do), T, C, H, B * G, c.scale),
             **common,
@@ -412,7 +421,7 @@ def _attention_backward(
             num_stages=tile.num_stages,
         )
         blocks = c.summary_tile(summary_map)
-        num_blocks = triton.cdiv(C, blocks.block_c)
+        num_blocks = _ceil_div(C, blocks.block_c)
         vector_shares = k.new_empty((B, G, num_blocks, 4, D), dtype=torch.float32)
         m = parameters
         _launch(
@@ -429,7 +438,7 @@ def _attention_backward(
             MAP=summary_map,
             PRECISION=c.map_precision,
             BLOCK_D=c.block_d,
-            BLOCK_P=triton.next_power_of_2(P),
+            BLOCK_P=_power_of_2(P),
             SLICE=blocks.tokens,
             BLOCK_C=blocks.block_c,
             num_warps=blocks.num_warps,
@@ -441,7 +450,7 @@ def _attention_backward(
 
     dk, dv = (_like_projection(B, G, T, D, k) for _ in range(2))
     tile = c.tile("keys")
-    num_tiles = triton.cdiv(T, tile.block_n)
+    num_tiles = _ceil_div(T, tile.block_n)
     _launch(
         backward_kernels.key_gradients,
         (num_tiles * B * G,),
@@ -462,7 +471,7 @@ def _attention_backward(
 
     dq = _like_projection(B, H, T, D, q)
     tile = c.tile("queries")
-    num_tiles = triton.cdiv(T, tile.block_m)
+    num_tiles = _ceil_div(T, tile.block_m)
     bias_shares = q.new_empty((B, H, num_tiles), dtype=torch.float32)
     sink_shares = q.new_empty((B, H, num_tiles, 2, c.S, D), dtype=torch.float32)
     _launch(
@@ -513,7 +522,7 @@ def _map_gradients(
         return [vector_shares[:, :, :, i].sum((0, 2)) for i in range(2)]
     rows = q_mean.numel() // c.D
     block = 64 if c.block_d <= 64 else 32
-    shares = min(_MAP_SHARES, triton.cdiv(rows, block))
+    shares = min(_MAP_SHARES, _ceil_div(rows, block))
     weight_shares = q_mean.new_empty((2, shares, c.D, c.D))
     bias_shares = q_mean.new_empty((2, shares, c.D))
     _launch(
