@@ -31,6 +31,7 @@ SPILLS = {
         "summary_gradients": 80,
     },
     (100, 128): {
+        "output_dot": 8,
         "query_gradients": 8,
         "summary_backward": 376,
         "summary_forward": 296,
@@ -70,9 +71,7 @@ def test_bfloat16_fits_and_spills_no_more_than_known(capability, D):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", SHARED_MEMORY)
-@pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("D", [16, 80])
-def test_other_inputs_fit(capability, dtype, D):
-    for row in compiled(capability, dtype, D):
+@pytest.mark.parametrize(("capability", "D"), [(80, 16), (90, 80)])
+def test_float32_and_every_map_fit(capability, D):
+    for row in compiled(capability, "float32", D):
         assert row["shared"] <= SHARED_MEMORY[capability], row

@@ -111,7 +111,7 @@ def summary_backward(
     total = tl.zeros([BLOCK_C], tl.float32)
     moment = tl.zeros([BLOCK_C], tl.float32)
     pool_peak, pool_total, pool_moment = peak, total, moment
-    for i in tl.static_range(0, BLOCK_P, SLICE):
+    for i in tl.range(0, BLOCK_P, SLICE, loop_unroll_factor=4):
         m = i + token
         centred = load_tokens(k, stride_kt, chunk, m, d, left, D, P) - key_mean[:, None, :]
         values = load_tokens(v, stride_vt, chunk, m, d, left, D, P)
@@ -131,7 +131,7 @@ def summary_backward(
 
     feature_grad = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     mu_grad = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-    for i in tl.static_range(0, BLOCK_P, SLICE):
+    for i in tl.range(0, BLOCK_P, SLICE, loop_unroll_factor=4):
         m = i + token
         centred = load_tokens(k, stride_kt, chunk, m, d, left, D, P) - key_mean[:, None, :]
         values = load_tokens(v, stride_vt, chunk, m, d, left, D, P)

@@ -98,9 +98,9 @@ def summary_forward(
     seen = (chunk < left)[:, None] & (d[None, :] < D)
     offsets = chunk[:, None] * D + d[None, :]
 
-    # Slices are unrolled: where one is the whole chunk, loads of the same tokens become one.
+    # Four slices at a time are unrolled, so that their loads are under way together.
     key_mean = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-    for m in tl.static_range(0, BLOCK_P, SLICE):
+    for m in tl.range(0, BLOCK_P, SLICE, loop_unroll_factor=4):
         key_mean += tl.sum(load_tokens(k, stride_kt, chunk, m + token, d, left, D, P), 1)
     key_mean = key_mean * (1.0 / P)
 
@@ -110,7 +110,7 @@ def summary_forward(
         total = tl.zeros([BLOCK_C], tl.float32)
         peak = tl.zeros([BLOCK_C], tl.float32) + float("-inf")
         key = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-        for m in tl.static_range(0, BLOCK_P, SLICE):
+        for m in tl.range(0, BLOCK_P, SLICE, loop_unroll_factor=4):
             keys = load_tokens(k, stride_kt, chunk, m + token, d, left, D, P)
             centred = keys - key_mean[:, None, :]
             logits = pool_logits_of(centred, mu, m + token, scale, P)
@@ -125,7 +125,7 @@ def summary_forward(
     else:
         query_mean = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
         for r in tl.range(0, R):
-            for m in tl.static_range(0, BLOCK_P, SLICE):
+            for m in tl.range(0, BLOCK_P, SLICE, loop_unroll_factor=4):
                 q_r = q + tl.cast(r, tl.int64) * stride_qh
                 queries = load_tokens(q_r, stride_qt, chunk, m + token, d, left, D, P)
                 query_mean += tl.sum(queries, 1)
@@ -147,7 +147,7 @@ def summary_forward(
     total = tl.zeros([BLOCK_C], tl.float32)
     peak = tl.zeros([BLOCK_C], tl.float32) + float("-inf")
     value = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
-    for m in tl.static_range(0, BLOCK_P, SLICE):
+    for m in tl.range(0, BLOCK_P, SLICE, loop_unroll_factor=4):
         keys = load_tokens(k, stride_kt, chunk, m + token, d, left, D, P)
         logits = logits_of(keys - key_mean[:, None, :], direction, m + token, scale, P)
         new_peak = tl.maximum(peak, tl.max(logits, 1))
