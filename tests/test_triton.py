@@ -195,6 +195,26 @@ def test_projections_are_read_where_they_lie(big_tiles, monkeypatch):
     assert torch.equal(out, eva_attention(*copies, config, None, impl="triton"))
 
 
+def test_strides_and_dtypes_of_arguments_do_not_matter(big_tiles):
+    """A column of a table as the bias; q and k in float32 beside v in float16, as in autocast."""
+    config = EvaConfig(window_size=16, chunk_size=8)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=1, H=2, G=2, T=60).to(torch.float32, device)
+    x.bias = torch.stack([x.bias, x.bias + 9], 1)[:, 0]
+    x.v = x.v.half()
+    out = attend(config, x, "triton")
+    torch.testing.assert_close(out, attend(config, x, "reference"), rtol=1e-3, atol=1e-3)
+
+
+def test_maps_of_other_shapes_are_refused(big_tiles):
+    config = EvaConfig(window_size=16, chunk_size=8)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=1, T=20).to(torch.float32, device)
+    small = x.maps.q._replace(weight=x.maps.q.weight[:8, :8])
+    with pytest.raises(ValueError, match="needs linear maps of shapes"):
+        eva_attention(x.q, x.k, x.v, config, AffineMaps(small, x.maps.k), impl="triton")
+
+
 @interpreted
 @pytest.mark.parametrize(
     ("dtype", "D", "W", "message"),

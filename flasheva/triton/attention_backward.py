@@ -436,10 +436,12 @@ def add_sink_gradients(
         seq_start += b * T
     first_n, start, begin = locate(first * BLOCK_M, T, 0, seq_start, W, P, SLIDING, PACKED)
     end = num_tiles
+    document_end = T
     leads = first == 0
     if PACKED:
         leads |= tl.load(seq_start + tl.maximum(first - 1, 0) * BLOCK_M) != start
-        end = (end_of_document(seq_start, start, T) + BLOCK_M - 1) // BLOCK_M
+        document_end = end_of_document(seq_start, start, T)
+        end = (document_end + BLOCK_M - 1) // BLOCK_M
     if leads:
         key_grad = tl.zeros([BLOCK_D], tl.float32)
         value_grad = tl.zeros([BLOCK_D], tl.float32)
@@ -460,7 +462,7 @@ def add_sink_gradients(
                 offsets += S * D
                 value_grad += tl.sum(tl.load(sink_shares + offsets, mask=mask, other=0.0), 0)
         position = start + sink
-        if position < T:
+        if position < document_end:
             offsets = b * stride_dkb + g * stride_dkh + d
             offsets += tl.cast(position, tl.int64) * stride_dkt
             inside = d < D

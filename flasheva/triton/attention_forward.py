@@ -45,7 +45,7 @@ def _attend(
     return acc, total, new_peak
 
 
-@triton.jit(do_not_specialize=["T", "H", "num_tiles", "key_offset"])
+@triton.jit(do_not_specialize=["T", "C", "H", "num_tiles", "key_offset"])
 def attention_forward(
     q, k, v, k_rfa, v_rfa, bias, seq_start, q_start, out, lse,
     stride_qb, stride_qh, stride_qt,
@@ -53,7 +53,7 @@ def attention_forward(
     stride_vb, stride_vh, stride_vt,
     stride_rb, stride_rh, stride_rt,
     stride_ob, stride_oh, stride_ot,
-    T, H, num_tiles, key_offset, scale,
+    T, C, H, num_tiles, key_offset, scale,
     R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     SUMMARIES: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, CACHED: tl.constexpr,
@@ -104,9 +104,10 @@ def attention_forward(
         v_rfa += b * stride_rb + g * stride_rh
         if BIAS:
             shift = tl.load(bias + h).to(tl.float32) * LOG2_E
-        low, high = (first_start + S) // P, last_begin // P
+        # Padding behind a row's real queries may stand past the end of a cache.
+        low, high = (first_start + S) // P, tl.minimum(last_begin // P, C)
         middle = (last_start + S) // P
-        middle += whole_tiles(first_begin // P - middle, BLOCK_N)
+        middle += whole_tiles(tl.minimum(first_begin // P, C) - middle, BLOCK_N)
         if not PACKED:
             for x in tl.range(low, middle, BLOCK_N):
                 keys = load_rows(k_rfa, x, stride_rt, columns, d, 0, D, False)

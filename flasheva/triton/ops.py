@@ -40,11 +40,13 @@ def triton_attention(
 ) -> Tensor:
     """Attention over whole rows, summaries included; arguments as `flasheva.eva_attention`."""
     kind, tensors = _flatten(maps)
+    _check_maps(kind, tensors, k.shape[1], k.shape[3])
+    dtype, (q, k, v) = q.dtype, _alike(q, k, v)
     out: Tensor = _attention(
         *(q, k, v, tensors, bias, seq_start, noise),
         *(config.window_size, config.chunk_size, config.sink_size, config.window, kind),
     )[0]
-    return out
+    return out.to(dtype)
 
 
 def triton_attention_onto_cache(
@@ -71,11 +73,18 @@ def triton_attention_onto_cache(
     Returns:
         [B, H, T, D] in the dtype of q.
     """
+    dtype, (q, k, v, k_rfa, v_rfa) = q.dtype, _alike(q, k, v, k_rfa, v_rfa)
     out: Tensor = _attention_onto_cache(
         *(q, k, v, k_rfa, v_rfa, bias, q_start),
         *(config.window_size, config.chunk_size, config.sink_size, config.window),
     )
-    return out
+    return out.to(dtype)
+
+
+def _alike(*tensors: Tensor) -> list[Tensor]:
+    """In one dtype that holds them all: autocast leaves q and k in float32 after RoPE."""
+    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tensors))
+    return [x.to(dtype) for x in tensors]
 
 
 def _flatten(maps: SummaryMaps | None) -> tuple[str, list[Tensor]]:
@@ -86,10 +95,21 @@ def _flatten(maps: SummaryMaps | None) -> tuple[str, list[Tensor]]:
         return "pooled", [maps.phi, maps.mu]
     assert isinstance(maps, AffineMaps)
     tensors = [maps.q.weight, maps.q.bias, maps.k.weight, maps.k.bias]
-    if maps.q.norm_weight is None:
-        return "linear", tensors
     norms = (maps.q.norm_weight, maps.q.norm_bias, maps.k.norm_weight, maps.k.norm_bias)
+    if all(x is None for x in norms):
+        return "linear", tensors
     return "layernorm", tensors + [x for x in norms if x is not None]
+
+
+def _check_maps(kind: str, tensors: list[Tensor], G: int, D: int) -> None:
+    """Kernels read parameters by pointer: nothing is broadcast."""
+    shapes = [(D, D), (D,)] * 2 + [(D,)] * 4
+    if kind == "pooled":
+        shapes = [(G, D)] * 2
+    expected = shapes[: {"none": 0, "linear": 4}.get(kind, len(shapes))]
+    found = [tuple(x.shape) for x in tensors]
+    if found != expected:
+        raise ValueError(f"impl='triton' needs {kind} maps of shapes {expected}, not {found}")
 
 
 class _Maps(NamedTuple):
@@ -202,7 +222,8 @@ def _sizes(x: Tensor) -> tuple[int, int, int, int]:
 
 def _rows_apart(x: Tensor) -> Tensor:
     """x with the D entries of a row side by side; a copy only if they are not."""
-    return x if x.stride(3) == 1 else x.contiguous()
+    # Not contiguous(): where a dim has one entry, that may keep the stride.
+    return x if x.stride(3) == 1 else x.clone(memory_format=torch.contiguous_format)
 
 
 def _like_projection(B: int, heads: int, T: int, D: int, like: Tensor) -> Tensor:
@@ -212,7 +233,8 @@ def _like_projection(B: int, heads: int, T: int, D: int, like: Tensor) -> Tensor
 
 def _launch(kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
     if 0 not in grid:
-        kernel[grid](*args, **options)
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+            kernel[grid](*args, **options)
 
 
 def _summaries(
@@ -273,6 +295,8 @@ def _attend(
     """The output, and the log-sum-exp [B, H, T] in units of log 2 (empty unless `save`)."""
     out = _like_projection(c.B, c.H, c.T, c.D, q)
     lse = q.new_empty((c.B, c.H, c.T) if save else (0,), dtype=torch.float32)
+    bias = None if bias is None else bias.contiguous()
+    q_start = None if q_start is None else q_start.contiguous()
     tile = c.tile("forward")
     num_tiles = _ceil_div(c.T, tile.block_m)
     _launch(
@@ -280,7 +304,7 @@ def _attend(
         (num_tiles * c.B * c.H,),
         *(q, k, v, k_rfa, v_rfa, bias, seq_start, q_start, out, lse),
         *(*_strides(q), *_strides(k), *_strides(v), *_strides(k_rfa), *_strides(out)),
-        *(c.T, c.H, num_tiles, key_offset, c.scale),
+        *(c.T, k_rfa.shape[2], c.H, num_tiles, key_offset, c.scale),
         R=c.H // c.G,
         D=c.D,
         **c.rule,
@@ -381,6 +405,7 @@ def _attention_backward(
 ) -> list[Tensor]:
     """Gradients of q, k, v, then of the bias if there is one, then of the maps."""
     do, q, k, v = (_rows_apart(x) for x in (do, q, k, v))
+    bias = None if bias is None else bias.contiguous()
     seq_start = _int32(seq_start)
     c = _call(q, k, seq_start, window_size, chunk_size, sink_size, window)
     B, H, G, T, D, P = c.B, c.H, c.G, c.T, c.D, c.P
