@@ -25,6 +25,7 @@ Implementation = Literal["triton", "flex", "reference"]
 # mostly padding.
 _FEW_QUERIES = 16
 _MAX_TRITON_HEAD_DIM = 128
+_MIN_TRITON_WINDOW = 16  # the smallest tile of queries
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -195,10 +196,10 @@ def _why_not_triton(q: Tensor, config: EvaConfig, *, needs_grad: bool, cached: b
         return f"needs {kinds}, not {q.dtype}; use impl='reference'"
     if D > _MAX_TRITON_HEAD_DIM:
         return f"needs head_dim <= {_MAX_TRITON_HEAD_DIM}, not {D}; use impl='flex' or 'reference'"
-    if config.window_size < _FEW_QUERIES:
+    if config.window_size < _MIN_TRITON_WINDOW:
         return (
-            f"needs window_size >= {_FEW_QUERIES}, not {config.window_size}; use impl='flex' or "
-            "'reference'"
+            f"needs window_size >= {_MIN_TRITON_WINDOW}, not {config.window_size}; "
+            "use impl='flex' or 'reference'"
         )
     if needs_grad and cached:
         return "has no backward onto a cache; use torch.no_grad(), or impl='reference'"

@@ -15,9 +15,9 @@ slow = partial(pytest.param, marks=pytest.mark.slow)
 
 SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a program may have
 
-# Bytes of stack per thread; kernels that are not here have none. Those of `summary_gradients` on
-# Hopper and of `key_gradients` there belong to the fastest tiles measured; `summary_*` spill with
-# Triton 3.7, not with 3.6; nobody has measured the rest.
+# Bytes of stack per thread; kernels that are not here have none. On Hopper, tiles of
+# `summary_gradients` and `key_gradients` that spill were faster than those that do not. At head
+# dim 64 `summary_*` spill with Triton 3.7 but not with 3.6. Nobody has measured the rest.
 SPILLS = {
     (80, 64): {"map_gradients": 472, "summary_backward": 120},
     (90, 64): {"summary_backward": 96, "summary_gradients": 296},

@@ -8,6 +8,7 @@ C = T // P chunks.
 """
 
 import functools
+import math
 import os
 from typing import Any, NamedTuple
 
@@ -22,7 +23,6 @@ from flasheva.triton.summary_backward import map_gradients, summary_backward
 from flasheva.triton.summary_forward import summary_forward
 from flasheva.triton.tiles import Kernel, SummaryTile, Tile, summary_tile_of, tile_of
 
-LOG2_E = 1.4426950408889634
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _SINK_TILE = 64  # sinks at a time
 _MAP_SHARES = 64  # programs among which the gradient of a map is split
@@ -153,7 +153,7 @@ class _Call(NamedTuple):
     @property
     def scale(self) -> float:
         """Of logits, in units of log 2."""
-        return float(self.D**-0.5 * LOG2_E)
+        return float(self.D**-0.5 * math.log2(math.e))
 
     @property
     def precision(self) -> str:
@@ -245,15 +245,14 @@ def _summaries(
     kind: str,
     maps: _Maps,
     noise: Tensor | None,
-    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """k_rfa, v_rfa, and float32 q_mean, k_mean, omega (empty unless `save`)."""
+    """k_rfa, v_rfa, and for the backward float32 q_mean, k_mean, omega."""
     C = c.T // c.P
     shape = (c.B, c.G, C, c.D)
     k_rfa, v_rfa = (k.new_empty(shape) for _ in range(2))
     # Pooled maps have no use for the means of queries.
     shapes = [(0,) if kind == "pooled" else shape, shape, shape]
-    saved = [k.new_empty(x if save else (0,), dtype=torch.float32) for x in shapes]
+    saved = [k.new_empty(x, dtype=torch.float32) for x in shapes]
     tile = c.summary_tile(kind)
     num_blocks = _ceil_div(C, tile.block_c)
     _launch(
@@ -268,7 +267,6 @@ def _summaries(
         P=c.P,
         MAP=kind,
         NOISE=noise is not None,
-        SAVE=save,
         PRECISION=c.map_precision,
         BLOCK_D=c.block_d,
         BLOCK_P=_power_of_2(c.P),
@@ -348,7 +346,7 @@ def _attention(
         q_mean, k_mean, omega = (k.new_empty(0, dtype=torch.float32) for _ in range(3))
     else:
         k_rfa, v_rfa, q_mean, k_mean, omega = _summaries(
-            c, q, k, v, summary_map, _Maps.of(summary_map, maps), noise, save=True
+            c, q, k, v, summary_map, _Maps.of(summary_map, maps), noise
         )
     out, lse = _attend(c, q, k, v, k_rfa, v_rfa, bias, seq_start, None, 0, save=True)
     return out, lse, k_rfa, v_rfa, q_mean, k_mean, omega

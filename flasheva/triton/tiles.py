@@ -1,8 +1,8 @@
 """Tile sizes, warps and pipeline stages per kernel, head dim, dtype and GPU generation.
 
-Those of Hopper for head dims 64 and 128 are the fastest measured on an H100 (docs/kernels.md);
-the others fit the chip without spilling registers (tests/test_triton_compile.py). No autotuning at
-a user's first call.
+Those of Hopper for head dims 64 and 128 come from a search on an H100 (docs/kernels.md); the
+others are guesses that compile within the chip's shared memory (tests/test_triton_compile.py).
+There is no autotuning at a user's first call.
 """
 
 from typing import Literal, NamedTuple
