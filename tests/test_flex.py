@@ -177,7 +177,7 @@ def test_prefill_onto_a_cache_on_a_cpu():
 @pytest.mark.parametrize("S", [0, 16])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_prefill_onto_a_cache_on_a_gpu(window, S, dtype):
-    """auto takes FlexAttention for pieces and the reference for steps; ragged rows included.
+    """Pieces through a fast path, steps through the reference; ragged rows included.
 
     The tolerance is twice the error of the reference path at the same precision.
     """
