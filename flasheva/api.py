@@ -2,6 +2,9 @@
 
 `impl="auto"` decides from device, dtype and shape, all known when a graph is traced; an explicit
 `impl` that cannot run raises ValueError and says what would. Nothing falls back.
+
+Under autocast q, k and v are cast to its dtype, as `scaled_dot_product_attention` does: RoPE
+leaves q and k in float32. Everything behind that has a precision of its own and runs outside.
 """
 
 import importlib.util
@@ -64,6 +67,12 @@ def eva_attention(
         ValueError: shapes that do not fit, or an `impl` that cannot run these inputs.
         RuntimeError: a document that starts off the grid of chunks (on a GPU, at the next sync).
     """
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = _autocast(q, k, v)
+        with torch.autocast(q.device.type, enabled=False):
+            return eva_attention(
+                q, k, v, config, maps, bias=bias, seq_start=seq_start, noise=noise, impl=impl
+            )
     _check_shapes(q, k, v, bias, seq_start)
     if noise is not None:
         if maps is None or isinstance(maps, PooledMaps):
@@ -117,6 +126,12 @@ def eva_attention_with_cache(
     Returns:
         [B, H, T, D] in the dtype of q.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        q, k, v = _autocast(q, k, v)
+        with torch.autocast(q.device.type, enabled=False):
+            return eva_attention_with_cache(
+                q, k, v, maps, cache, length=length, count=count, bias=bias, impl=impl
+            )
     _check_shapes(q, k, v, bias, None)
     config = cache.config
     needs_grad = _needs_grad(q, k, v, bias, *_parameters(maps))
@@ -133,6 +148,12 @@ def eva_attention_with_cache(
         out = attend(config, q, keys, values, k_rfa, v_rfa, bias, positions)
     cache.write_window(k, v, length, count)
     return out
+
+
+def _autocast(*tensors: Tensor) -> list[Tensor]:
+    """In the dtype of autocast, but for float64, which it leaves alone."""
+    dtype = torch.get_autocast_dtype(tensors[0].device.type)
+    return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]
 
 
 def _parameters(maps: SummaryMaps | None) -> tuple[Tensor | None, ...]:

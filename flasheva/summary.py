@@ -138,10 +138,14 @@ def chunk_summaries(
     P = config.chunk_size
     C = k.shape[2] // P
     shape = (C, P)
-    k_BGCPD, v_BGCPD = (x[:, :, : C * P].unflatten(2, shape) for x in (k, v))
-    sums = query_sums(q[:, :, : C * P], k.shape[1]).unflatten(2, shape).sum(3)
+    # Cast first: a cast asks whether its input is contiguous, and of the complete chunks alone
+    # that depends on T % P == 0, on which torch.compile would then specialise.
+    q_wide, k_wide, v_wide = (x.to(summary_dtype(x.dtype))[:, :, : C * P] for x in (q, k, v))
+    k_BGCPD, v_BGCPD = (x.unflatten(2, shape) for x in (k_wide, v_wide))
+    sums = query_sums(q_wide, k.shape[1]).unflatten(2, shape).sum(3)
     q_mean = sums / (P * (q.shape[1] // k.shape[1]))
-    return summarize(k_BGCPD, v_BGCPD, q_mean, maps, noise=noise)
+    k_rfa, v_rfa = summarize(k_BGCPD, v_BGCPD, q_mean, maps, noise=noise)
+    return k_rfa.to(k.dtype), v_rfa.to(v.dtype)
 
 
 def _apply(f: AffineMap, x: Tensor) -> Tensor:

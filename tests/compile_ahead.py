@@ -94,7 +94,7 @@ def compile_all(
     packed = summary_map == "pooled"
     seq_start = torch.empty(2, 1024, dtype=torch.int32, device="meta") if packed else None
     static = (256, P, S, window, summary_map)
-    out, *saved = ops._attention._init_fn(q, k, v, maps, bias, seq_start, None, *static)
+    out, *saved = ops._attention._init_fn(q, k, v, maps, bias, seq_start, None, *static, True)
     ops._attention_backward._init_fn(do, q, k, v, maps, bias, seq_start, out, *saved, *static)
     if summary_map == "linear":
         start = torch.empty(2, dtype=torch.int64, device="meta")

@@ -327,3 +327,21 @@ def test_presets():
     assert (default.window, default.sink_size, default.summary_map) == ("sliding", 16, "linear")
     assert (default.training_noise, default.summary_bias) == (False, True)
     assert EvaConfig(chunk_size=8).sink_size == 8
+
+
+def test_autocast_decides_the_dtype_and_nothing_else():
+    """As scaled_dot_product_attention does; RoPE leaves q and k in float32 under autocast."""
+    config = EvaConfig(window_size=16, chunk_size=8)
+
+    def attend(x: Inputs) -> torch.Tensor:
+        return eva_attention(x.q, x.k, x.v, config, x.maps, bias=x.bias)
+
+    exact = make(config, T=60)
+    single = exact.to(torch.float32, "cpu")
+    half = dataclasses.replace(
+        single, q=single.q.bfloat16(), k=single.k.bfloat16(), v=single.v.bfloat16()
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = attend(single)
+        assert attend(exact).dtype == torch.float64
+    assert torch.equal(found, attend(half))

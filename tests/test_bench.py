@@ -672,7 +672,7 @@ def test_a_file_without_times_cannot_be_drawn(content: str, what: str, tmp_path:
     assert_mistake(run("bench", "plot", tmp_path / "rows.jsonl", tmp_path / "a.png"), what)
 
 
-@pytest.mark.parametrize("command", ["kernels", "plot"])
+@pytest.mark.parametrize("command", ["kernels", "plot", "stability"])
 def test_the_module_has_the_options_of_the_command(command: str) -> None:
     alone = python("-m", "tools.bench", command, "--help")
     inside = run("bench", command, "--help")

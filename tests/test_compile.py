@@ -49,8 +49,10 @@ def test_dynamic_lengths_never_recompile(window, summary_map):
             torch.testing.assert_close(out, model(ids(2, T)), rtol=0, atol=1e-10)
 
 
-def test_by_default_no_length_from_the_third_on_recompiles():
-    model = tiny(summary_map="layernorm")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_by_default_no_length_from_the_third_on_recompiles(dtype):
+    """Casts to float32 are there in bfloat16 only, and ask how their input lies in memory."""
+    model = tiny(summary_map="layernorm", dtype=dtype)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     with torch.no_grad():
         for T in LENGTHS[:2]:

@@ -14,7 +14,7 @@ from flasheva import AffineMap, AffineMaps, EvaConfig, chunk_summaries, eva_atte
 from flasheva.reference import reference_attention
 from flasheva.triton import ops
 from flasheva.triton.tiles import Tile
-from flasheva.visibility import Positions
+from flasheva.visibility import Positions, visible
 from tests.inputs import Inputs, make
 from tests.test_cache import tiny
 from tests.test_flex import (
@@ -114,11 +114,11 @@ def test_tiles_larger_than_a_small_window(big_tiles):
     assert_all_as_good_as_eager(config, exact, torch.float32, device)
 
 
-def call(x: Inputs, config: EvaConfig) -> tuple[object, ...]:
+def call(x: Inputs, config: EvaConfig, save: bool = True) -> tuple[object, ...]:
     """Arguments of the op."""
     kind, tensors = ops._flatten(x.maps)
     sizes = (config.window_size, config.chunk_size, config.sink_size, config.window)
-    return (x.q, x.k, x.v, tensors, x.bias, x.seq_start, None, *sizes, kind)
+    return (x.q, x.k, x.v, tensors, x.bias, x.seq_start, None, *sizes, kind, save)
 
 
 @pytest.mark.parametrize(
@@ -129,6 +129,8 @@ def test_the_op_is_well_registered(summary_map, packed, big_tiles):
     config = EvaConfig(window_size=32, chunk_size=16, sink_size=16, summary_map=summary_map)
     device = "cpu" if ops.INTERPRETED else "cuda"
     x = make(config, B=1, H=2, G=1, T=50, packed=packed).to(torch.float32, device)
+    utilities = ("test_schema", "test_faketensor")
+    torch.library.opcheck(ops._attention, call(x, config, save=False), test_utils=utilities)
     torch.library.opcheck(ops._attention, call(x.requires_grad(), config))
 
 
@@ -213,6 +215,30 @@ def test_maps_of_other_shapes_are_refused(big_tiles):
     small = x.maps.q._replace(weight=x.maps.q.weight[:8, :8])
     with pytest.raises(ValueError, match="needs linear maps of shapes"):
         eva_attention(x.q, x.k, x.v, config, AffineMaps(small, x.maps.k), impl="triton")
+
+
+def positions_from(start: int, T: int) -> Positions:
+    """Of a row whose second document begins at `start`."""
+    index = torch.arange(T)
+    return Positions(seq_start=torch.where(index < start, 0, start)[None])
+
+
+@pytest.mark.parametrize("window", ["sliding", "block"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_every_summary_that_a_query_sees_is_made_and_few_others(window, packed):
+    config = EvaConfig(window_size=32, chunk_size=8, window=window, sink_size=8)
+    for T in (1, 31, 32, 33, 40, 41, 63, 64, 65, 200):
+        C = ops._num_summaries(T, 32, 8, window == "sliding", packed)
+        starts = range(0, T, 8) if packed else (0,)  # a last document that starts there
+        seen = [
+            visible(config, positions_from(start, T), T, T, T // 8, torch.device("cpu"))
+            .any(1)[0, T:]
+            .nonzero()
+            for start in starts
+        ]
+        needed = max((int(x.max()) + 1 for x in seen if len(x)), default=0)
+        assert needed <= C <= T // 8
+        assert packed or needed == C or needed == 0
 
 
 @interpreted

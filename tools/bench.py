@@ -1,10 +1,13 @@
-"""`zoo bench`: speed. `kernels` measures attention, `plot` draws what was recorded."""
+"""`zoo bench`: speed and stability.
+
+`kernels` measures attention, `plot` draws what was recorded; `stability` trains a small model.
+"""
 
 import importlib.metadata
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 
 import typer
 
@@ -13,6 +16,7 @@ from tools.display import print_json, progress
 from tools.entry import command_line, run
 from tools.options import Json, Out
 from tools.results import append_result, check_appendable, device_name
+from tools.text_files import read_text
 
 if TYPE_CHECKING:
     import torch
@@ -22,11 +26,13 @@ if TYPE_CHECKING:
     from tools.benchmarks.roofline import Ceilings
 
 Name = TypeVar("Name", bound=str)
+TrainedName = Literal["triton", "flex", "reference"]
+TrainedDtypeName = Literal["bfloat16", "float32"]
 
 # Short rows, where memory is the limit, to long ones, where arithmetic is.
 DEFAULT_SHAPES = ("16,12,2048,64", "4,12,8192,64", "1,16,65536,64", "1,16,32768,128")
 
-app = typer.Typer(add_completion=False, help="Measures speed.")
+app = typer.Typer(add_completion=False, help="Measures speed, and stability in training.")
 
 
 def _words(names: object) -> str:
@@ -195,6 +201,106 @@ def plot_rows(
     write_plot(picture, drawn, next(str(r["device"]) for r in read if r["bench"] == "kernels"))
 
 
+@app.command()
+def stability(
+    *,
+    text: Annotated[
+        list[Path],
+        typer.Option(
+            "--text",
+            metavar="FILE",
+            help="UTF-8 text, or JSON lines; .xz, .gz and .zst work; may be repeated.",
+        ),
+    ],
+    impl: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--impl",
+            metavar="NAME",
+            help=f"{_words(TrainedName)}; may be repeated.",
+            show_default="triton and reference",
+        ),
+    ] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--seed",
+            metavar="N",
+            help="Decides weights and batches; may be repeated.",
+            show_default="0 and 1",
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 2000,
+    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 16,
+    length: Annotated[int, typer.Option(metavar="BYTES", help="Of a row.")] = 512,
+    window_size: Annotated[int, typer.Option(help="Bytes that a query sees exactly.")] = 64,
+    dtype: Annotated[
+        TrainedDtypeName, typer.Option(help="bfloat16: weights stay float32, under autocast.")
+    ] = "bfloat16",
+    device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
+    json: Json = False,
+    out: Out = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="FILE.png", help="Draw the curves; needs matplotlib.")
+    ] = None,
+) -> None:
+    """Trains a small model with our kernels and with the reference, and compares the losses.
+
+    A Llama of 4 layers of EVA attention (sliding window) learns the bytes of a text from scratch.
+    Each implementation trains once with each seed; the same seed means the same weights and
+    batches. The exit status is 1 if a loss or a gradient was not finite, or if an implementation
+    differs from the reference by more than the reference with one seed from itself with another.
+    """
+    check_appendable(out)
+    content = b"".join(read_text(path).encode() for path in text)
+    import torch
+
+    from tools.benchmarks.plot import check_plot
+    from tools.benchmarks.stability import Plan, compare, load_text, train
+    from tools.benchmarks.stability_report import (
+        print_comparison,
+        print_run,
+        record,
+        record_comparison,
+        training_progress,
+        write_curves,
+    )
+
+    check_plot(plot)
+    names = get_args(TrainedName)
+    plan = Plan(
+        impls=_chosen("--impl", impl or ("triton", "reference"), names),
+        seeds=tuple(dict.fromkeys(seed or (0, 1))),
+        steps=steps,
+        batch_size=batch_size,
+        length=length,
+        window_size=window_size,
+        dtype=getattr(torch, dtype),
+        device=_device(device),
+    )
+    tokens = load_text(plan, content)
+    source = {"text": [path.name for path in text], "bytes": len(content)}
+    if not json:
+        print(f"{device_name(plan.device)}; {_versions('torch', 'triton')}", flush=True)
+    runs = []
+    for name in plan.impls:
+        for number in plan.seeds:
+            with training_progress(name, number, plan.steps) as advance:
+                done = train(plan, name, number, tokens, advance)
+            print_run(done, json=json)
+            record(out, plan, source, done, command_line())
+            runs.append(done)
+    failed = any(done.failure is not None for done in runs)
+    comparison = None if failed else compare(runs)
+    print_comparison(comparison, plan, json=json)
+    if comparison is not None:
+        record_comparison(out, plan, source, comparison, command_line())
+    if plot is not None:
+        write_curves(plot, runs, device_name(plan.device))
+    if comparison is None or not comparison.within_spread:
+        raise typer.Exit(1)
+
+
 def _chosen(option: str, given: Sequence[str] | None, names: tuple[Name, ...]) -> tuple[Name, ...]:
     """Those of `names` that were given, or all; Typer has no lists of choices."""
     for name in given or ():
@@ -236,13 +342,7 @@ def _record(
 
 
 def _print_header(plan: "Plan", ceilings: "Ceilings") -> None:
-    versions = []
-    for package in ("torch", "triton", "fla-core"):
-        try:
-            versions.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            versions.append(f"no {package}")
-    print(f"{device_name(plan.device)}; {', '.join(versions)}")
+    print(f"{device_name(plan.device)}; {_versions('torch', 'triton', 'fla-core')}")
     exponentials = (
         "rate of exponentials unknown"
         if ceilings.exponentials is None
@@ -258,6 +358,16 @@ def _print_header(plan: "Plan", ceilings: "Ceilings") -> None:
     ratios = ", ".join(f"/ {window}" for window in plan.windows)
     ours = f"; {ratios}: over that of triton" if "triton" in plan.impls else ""
     print(f"ms: time of {timed}{ours}", flush=True)
+
+
+def _versions(*packages: str) -> str:
+    found = []
+    for package in packages:
+        try:
+            found.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {package}")
+    return ", ".join(found)
 
 
 def _graphs(asked: bool | None, device: "torch.device") -> bool:

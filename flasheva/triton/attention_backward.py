@@ -61,6 +61,23 @@ def _weights_and_gradients(
     return p, p * (dp - delta[:, None])
 
 
+@triton.jit
+def _add_rows_of_chunks(
+    acc, weights, rows, chunk, first_chunk, C, d,
+    D: tl.constexpr, CHUNKS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """Adds to token i of a tile [tokens, BLOCK_D] weights[i] times the row of its chunk.
+
+    `rows` points at float32 [C, D]; the CHUNKS chunks from `first_chunk` on hold the tile. It is a
+    product of matrices, because to gather a row for every token takes several times as long.
+    """
+    c = first_chunk + tl.arange(0, CHUNKS)
+    mask = (c < C)[:, None] & (d[None, :] < D)
+    row = tl.load(rows + c[:, None] * D + d[None, :], mask=mask, other=0.0)
+    spread = tl.where(chunk[:, None] == c[None, :], weights[:, None], 0.0)
+    return tl.dot(spread.to(DTYPE), row.to(DTYPE), acc, input_precision=PRECISION)
+
+
 @triton.jit(do_not_specialize=["T", "C", "H", "num_tiles"])
 def query_gradients(
     q, k, v, k_rfa, v_rfa, bias, seq_start, do, lse, delta, q_mean_grad,
@@ -75,14 +92,14 @@ def query_gradients(
     R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     SUMMARIES: tl.constexpr, QUERY_MEANS: tl.constexpr, BIAS: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of queries x B * H.
 
     QUERY_MEANS: q_mean_grad float32 [B, G, C, D] is what each query of a chunk gets from the
-    chunk's mean. bias_shares float32 [B, H, tiles]; sink_shares float32 [B, H, tiles, 2, S, D]
-    (of k, then of v), written only for tiles that look back at sinks.
+    chunk's mean. bias_shares float32 [B, H, tiles]; sink_shares [B, H, tiles, 2, S, D] (of k, then
+    of v) in the dtype of k, written only for tiles that look back at sinks.
     """
     tile = num_tiles - 1 - tl.program_id(0) % num_tiles
     head = tl.program_id(0) // num_tiles
@@ -104,6 +121,11 @@ def query_gradients(
     last_n, last_start, last_begin = locate(last, T, 0, seq_start, W, P, SLIDING, PACKED)
 
     inside = first + rows < T
+    if S > 0:  # under way together with the queries
+        sinks = tl.arange(0, BLOCK_S)
+        sink_high = tl.minimum(first_start + S, last_begin)
+        first_keys = load_rows(k, first_start, stride_kt, sinks, d, sink_high, D, True)
+        first_values = load_rows(v, first_start, stride_vt, sinks, d, sink_high, D, True)
     queries = load_rows(q, first, stride_qt, rows, d, T, D, True)
     grads = load_rows(do, first, stride_gt, rows, d, T, D, True)
     row = tl.cast(head, tl.int64) * T + first
@@ -111,9 +133,35 @@ def query_gradients(
     mean = tl.load(delta + row + rows, mask=inside, other=0.0)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
-    # The same tiles as in the forward pass, the sinks by themselves: what they get is kept.
+    # The same tiles as in the forward pass, but the sinks by themselves: what they get is kept.
     columns = tl.arange(0, BLOCK_N)
     per_query = tl.zeros([BLOCK_M], tl.float32)
+    if S > 0:
+        if last_begin > first_start:
+            sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
+            share = sink_shares + (tl.cast(head, tl.int64) * num_tiles + tile) * (2 * S * D)
+            for i in tl.static_range(0, S, BLOCK_S):
+                x = first_start + i
+                keys, values = first_keys, first_values
+                if i > 0:
+                    keys = load_rows(k, x, stride_kt, sinks, d, sink_high, D, True)
+                    values = load_rows(v, x, stride_vt, sinks, d, sink_high, D, True)
+                seen = between((x + sinks)[None, :], start[:, None], sink_end[:, None])
+                p, ds = _weights_and_gradients(
+                    queries, grads, peak, mean, keys, values, seen, 0.0, scale, False, PRECISION,
+                )
+                ds = ds.to(keys.dtype)
+                acc = tl.dot(ds, keys, acc, input_precision=PRECISION)
+                key_grad = tl.dot(tl.trans(ds), queries, input_precision=PRECISION)
+                value_grad = tl.dot(
+                    tl.trans(p.to(keys.dtype)), grads, input_precision=PRECISION
+                )
+                offsets = (i + sinks)[:, None] * D + d[None, :]
+                mask = (i + sinks < S)[:, None] & (d[None, :] < D)
+                # `scale` is in units of log 2.
+                key_grad = key_grad * (scale / LOG2_E)
+                tl.store(share + offsets, key_grad.to(keys.dtype), mask=mask)
+                tl.store(share + S * D + offsets, value_grad.to(keys.dtype), mask=mask)
     shift = 0.0
     low, high = 0, 0
     if SUMMARIES:
@@ -134,31 +182,6 @@ def query_gradients(
                 acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
                 per_query += tl.sum(ds, 1)
             low = middle
-    if S > 0:
-        if last_begin > first_start:
-            sink_high = tl.minimum(first_start + S, last_begin)
-            sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
-            share = sink_shares + (tl.cast(head, tl.int64) * num_tiles + tile) * (2 * S * D)
-            sinks = tl.arange(0, BLOCK_S)
-            for i in tl.static_range(0, S, BLOCK_S):
-                x = first_start + i
-                keys = load_rows(k, x, stride_kt, sinks, d, sink_high, D, True)
-                values = load_rows(v, x, stride_vt, sinks, d, sink_high, D, True)
-                seen = between((x + sinks)[None, :], start[:, None], sink_end[:, None])
-                p, ds = _weights_and_gradients(
-                    queries, grads, peak, mean, keys, values, seen, 0.0, scale, False, PRECISION,
-                )
-                ds = ds.to(keys.dtype)
-                acc = tl.dot(ds, keys, acc, input_precision=PRECISION)
-                key_grad = tl.dot(tl.trans(ds), queries, input_precision=PRECISION)
-                value_grad = tl.dot(
-                    tl.trans(p.to(keys.dtype)), grads, input_precision=PRECISION
-                )
-                offsets = (i + sinks)[:, None] * D + d[None, :]
-                mask = (i + sinks < S)[:, None] & (d[None, :] < D)
-                # `scale` is in units of log 2.
-                tl.store(share + offsets, key_grad * (scale / LOG2_E), mask=mask)
-                tl.store(share + S * D + offsets, value_grad, mask=mask)
     num_far = tl.maximum(high - low + BLOCK_N - 1, 0) // BLOCK_N
     num_exact = (last_n - first_begin + BLOCK_N) // BLOCK_N
     for i in tl.range(0, num_far + num_exact):
@@ -191,9 +214,10 @@ def query_gradients(
 
     acc = acc * (scale / LOG2_E)
     if QUERY_MEANS:
-        chunk = (first + rows) // P
-        address = q_mean_grad + ((b * (H // R) + g) * C + chunk)[:, None] * D + d[None, :]
-        acc += tl.load(address, mask=(chunk < C)[:, None] & (d[None, :] < D), other=0.0)
+        acc = _add_rows_of_chunks(
+            acc, tl.full([BLOCK_M], 1.0, tl.float32), q_mean_grad + (b * (H // R) + g) * C * D,
+            (first + rows) // P, first // P, C, d, D, CHUNKS, queries.dtype, PRECISION,
+        )
     dq += b * stride_dqb + h * stride_dqh + tl.cast(first, tl.int64) * stride_dqt
     tl.store(
         dq + rows[:, None] * stride_dqt + d[None, :],
@@ -289,7 +313,9 @@ def summary_gradients(
                 PRECISION,
             )
         if not PACKED:
-            for x in tl.range(whole, tail, BLOCK_M):
+            # Backwards: all tiles of a head end at T, so they read the same queries at a time.
+            for i in tl.range(0, (tail - whole) // BLOCK_M):
+                x = tail - (i + 1) * BLOCK_M
                 queries = load_rows(q_h, x, stride_qt, rows, d, 0, D, False)
                 grads = load_rows(do_h, x, stride_gt, rows, d, 0, D, False)
                 peak = tl.load(lse_h + x + rows)
@@ -323,7 +349,8 @@ def key_gradients(
     R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     SUMMARIES: tl.constexpr, POOLED: tl.constexpr, PACKED: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of keys x B * G. dk and dv share strides.
 
@@ -381,23 +408,29 @@ def key_gradients(
     if SUMMARIES:
         chunk = (first + columns) // P
         whole = chunk < C
-        seen = whole[:, None] & (d[None, :] < D)
-        summary = ((tl.cast(head, tl.int64) * C + chunk) * D)[:, None] + d[None, :]
         token = tl.cast(head, tl.int64) * C * P + first + columns
+        summary = tl.cast(head, tl.int64) * C * D
         weight = tl.load(weights + token, mask=whole, other=0.0)
         logit_grad = tl.load(logit_grads + token, mask=whole, other=0.0) * natural
-        key_grad = tl.load(k_mean_grad + summary, mask=seen, other=0.0)
-        value_grad = tl.load(dv_rfa + summary, mask=seen, other=0.0)
-        direction = tl.load(omega + summary, mask=seen, other=0.0)
-        dv_acc += weight[:, None] * value_grad
-        dk_acc += logit_grad[:, None] * (direction - keys.to(tl.float32))
+        share = tl.where(whole, 1.0, 0.0)
         if POOLED:
-            pooled = tl.load(pool + token, mask=whole, other=0.0)
+            share = tl.load(pool + token, mask=whole, other=0.0)
             pool_grad = tl.load(pool_grads + token, mask=whole, other=0.0) * natural
             learned = tl.load(mu + g * D + d, mask=d < D, other=0.0).to(tl.float32)
-            dk_acc += pooled[:, None] * key_grad + pool_grad[:, None] * learned[None, :]
-        else:
-            dk_acc += key_grad
+            dk_acc += pool_grad[:, None] * learned[None, :]
+        dv_acc = _add_rows_of_chunks(
+            dv_acc, weight, dv_rfa + summary, chunk, first // P, C, d,
+            D, CHUNKS, keys.dtype, PRECISION,
+        )
+        dk_acc = _add_rows_of_chunks(
+            dk_acc, logit_grad, omega + summary, chunk, first // P, C, d,
+            D, CHUNKS, keys.dtype, PRECISION,
+        )
+        dk_acc = _add_rows_of_chunks(
+            dk_acc, share, k_mean_grad + summary, chunk, first // P, C, d,
+            D, CHUNKS, keys.dtype, PRECISION,
+        )
+        dk_acc -= logit_grad[:, None] * keys.to(tl.float32)
 
     offsets = b * stride_dkb + g * stride_dkh + tl.cast(first, tl.int64) * stride_dkt
     offsets = offsets + columns[:, None] * stride_dkt + d[None, :]
@@ -415,23 +448,25 @@ def add_sink_gradients(
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     PACKED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
 ):
-    """Adds to each sink the shares of all tiles that look back at it.
+    """Adds to the sinks the shares of all tiles that look back at them.
 
-    Grid: sinks S x documents x B * G; without PACKED there is one document. With it, the program
-    of the first tile that has a document as its first one sums the shares of that document.
+    Grid: blocks of BLOCK_D of the S * D entries x documents x B * G, by 2 (dk, then dv); without
+    PACKED there is one document. With it, the program of the first tile that has a document as its
+    first one sums the shares of that document.
     """
-    sink = tl.program_id(0) % S
+    blocks: tl.constexpr = (S * D + BLOCK_D - 1) // BLOCK_D
+    entry = tl.program_id(0) % blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    which = tl.program_id(1)
     G = H // R
     if PACKED:
-        first = tl.program_id(0) // S % num_tiles
-        head = tl.program_id(0) // S // num_tiles
+        first = tl.program_id(0) // blocks % num_tiles
+        head = tl.program_id(0) // blocks // num_tiles
     else:
         first = tl.program_id(0) * 0
-        head = tl.program_id(0) // S
+        head = tl.program_id(0) // blocks
     g = tl.cast(head % G, tl.int64)
     b = tl.cast(head // G, tl.int64)
     tiles = tl.arange(0, BLOCK_T)
-    d = tl.arange(0, BLOCK_D)
     if PACKED:
         seq_start += b * T
     first_n, start, begin = locate(first * BLOCK_M, T, 0, seq_start, W, P, SLIDING, PACKED)
@@ -443,8 +478,7 @@ def add_sink_gradients(
         document_end = end_of_document(seq_start, start, T)
         end = (document_end + BLOCK_M - 1) // BLOCK_M
     if leads:
-        key_grad = tl.zeros([BLOCK_D], tl.float32)
-        value_grad = tl.zeros([BLOCK_D], tl.float32)
+        total = tl.zeros([BLOCK_D], tl.float32)
         for r in tl.range(0, R):
             base = (b * H + g * R + r) * num_tiles
             for x in tl.range(first, end, BLOCK_T):
@@ -456,17 +490,16 @@ def add_sink_gradients(
                     tile * BLOCK_M + (BLOCK_M - 1), T, 0, seq_start, W, P, SLIDING, PACKED
                 )
                 wrote = (tile < end) & (tile_start == start) & (tile_begin > start)
-                offsets = ((base + tile) * (2 * S) + sink)[:, None] * D + d[None, :]
-                mask = wrote[:, None] & (d[None, :] < D)
-                key_grad += tl.sum(tl.load(sink_shares + offsets, mask=mask, other=0.0), 0)
-                offsets += S * D
-                value_grad += tl.sum(tl.load(sink_shares + offsets, mask=mask, other=0.0), 0)
-        position = start + sink
-        if position < document_end:
-            offsets = b * stride_dkb + g * stride_dkh + d
-            offsets += tl.cast(position, tl.int64) * stride_dkt
-            inside = d < D
-            key_grad += tl.load(dk + offsets, mask=inside, other=0.0).to(tl.float32)
-            value_grad += tl.load(dv + offsets, mask=inside, other=0.0).to(tl.float32)
-            tl.store(dk + offsets, key_grad.to(dk.dtype.element_ty), mask=inside)
-            tl.store(dv + offsets, value_grad.to(dv.dtype.element_ty), mask=inside)
+                offsets = ((base + tile) * 2 + which)[:, None] * (S * D) + entry[None, :]
+                mask = wrote[:, None] & (entry < S * D)[None, :]
+                share = tl.load(sink_shares + offsets, mask=mask, other=0.0)
+                total += tl.sum(share.to(tl.float32), 0)
+        position = start + entry // D
+        inside = (entry < S * D) & (position < document_end)
+        grad = dk
+        if which == 1:
+            grad = dv
+        grad += b * stride_dkb + g * stride_dkh
+        grad += tl.cast(position, tl.int64) * stride_dkt + entry % D
+        total += tl.load(grad, mask=inside, other=0.0).to(tl.float32)
+        tl.store(grad, total.to(dk.dtype.element_ty), mask=inside)

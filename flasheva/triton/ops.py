@@ -4,7 +4,7 @@
 `flasheva::attention_onto_cache` is new queries over what a cache holds, without one.
 
 Dims: B batch, H query heads, G key/value heads, R = H / G, D head dim, T tokens, N keys,
-C = T // P chunks.
+C chunks whose summary somebody sees.
 """
 
 import functools
@@ -25,7 +25,8 @@ from flasheva.triton.tiles import Kernel, SummaryTile, Tile, summary_tile_of, ti
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _SINK_TILE = 64  # sinks at a time
-_MAP_SHARES = 64  # programs among which the gradient of a map is split
+_SINK_ENTRIES = 64  # of the gradient of the sinks, summed by one program
+_MAP_SHARES = 128  # programs among which the gradient of a map is split
 
 
 def triton_attention(
@@ -42,9 +43,11 @@ def triton_attention(
     kind, tensors = _flatten(maps)
     _check_maps(kind, tensors, k.shape[1], k.shape[3])
     dtype, (q, k, v) = q.dtype, _alike(q, k, v)
+    differentiable = [q, k, v, *tensors, *([] if bias is None else [bias])]
+    save = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)
     out: Tensor = _attention(
         *(q, k, v, tensors, bias, seq_start, noise),
-        *(config.window_size, config.chunk_size, config.sink_size, config.window, kind),
+        *(config.window_size, config.chunk_size, config.sink_size, config.window, kind, save),
     )[0]
     return out.to(dtype)
 
@@ -147,6 +150,11 @@ class _Call(NamedTuple):
     capability: int
 
     @property
+    def C(self) -> int:
+        """Chunks whose summary some query may see; those of the last window are nobody's."""
+        return _num_summaries(self.T, self.W, self.P, self.sliding, self.packed)
+
+    @property
     def block_d(self) -> int:
         return max(16, _power_of_2(self.D))
 
@@ -161,15 +169,16 @@ class _Call(NamedTuple):
 
     @property
     def map_precision(self) -> str:
-        """Of the float32 products of the maps: never TF32 alone."""
-        return "ieee" if self.dtype == torch.float32 else "tf32x3"
+        """Of the products of the maps: errors of at most a quarter of a rounding of the inputs."""
+        by_dtype = {torch.float32: "ieee", torch.float16: "tf32x3", torch.bfloat16: "tf32"}
+        return by_dtype[self.dtype]
 
     @property
     def rule(self) -> dict[str, Any]:
         return {"W": self.W, "P": self.P, "S": self.S, "SLIDING": self.sliding}
 
     def tile(self, kernel: Kernel) -> Tile:
-        tile = tile_of(kernel, self.dtype, self.block_d, self.capability)
+        tile = tile_of(kernel, self.dtype, self.block_d, self.capability, self.C)
         if kernel in ("forward", "queries"):
             # The rule of sinks wants tiles of queries no larger than a window.
             most = 1 << (self.W.bit_length() - 1)
@@ -180,9 +189,24 @@ class _Call(NamedTuple):
         tile = summary_tile_of(self.block_d, kind == "pooled")
         return tile._replace(tokens=min(tile.tokens, _power_of_2(self.P)))
 
+    def chunks_of(self, tokens: int) -> int:
+        """Chunks that a tile of tokens may touch, as the size of a matrix product."""
+        whole = tokens % self.P == 0  # tiles begin at multiples of their size
+        most = tokens // self.P if whole else _ceil_div(tokens - 1, self.P) + 1
+        return max(16, _power_of_2(most))
+
     @property
     def sink_tile(self) -> int:
         return min(_SINK_TILE, max(16, _power_of_2(self.S)))
+
+
+def _num_summaries(T: int, W: int, P: int, sliding: bool, packed: bool) -> int:
+    """C of rows of T tokens; the last query's window begins C * P tokens into its row."""
+    if sliding:
+        return torch.sym_max(T - W, 0) // P
+    if packed:  # blocks are counted from where a document starts
+        return T // P
+    return (T - 1) // W * W // P
 
 
 def _call(
@@ -231,6 +255,16 @@ def _like_projection(B: int, heads: int, T: int, D: int, like: Tensor) -> Tensor
     return torch.empty((B, T, heads, D), dtype=like.dtype, device=like.device).transpose(1, 2)
 
 
+def _saved_shapes(k: Tensor, C: int, kind: str, save: bool) -> list[tuple[int, ...]]:
+    """Of q_mean, k_mean and omega."""
+    if not save or kind == "none":
+        return [(0,)] * 3
+    B, G, _, D = k.shape
+    shape = (B, G, C, D)
+    # Pooled maps have no use for the means of queries.
+    return [(0,) if kind == "pooled" else shape, shape, shape]
+
+
 def _launch(kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
     if 0 not in grid:
         with torch.cuda.device_of(args[0]):  # Triton launches on the current device
@@ -245,20 +279,20 @@ def _summaries(
     kind: str,
     maps: _Maps,
     noise: Tensor | None,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """k_rfa, v_rfa, and for the backward float32 q_mean, k_mean, omega."""
-    C = c.T // c.P
-    shape = (c.B, c.G, C, c.D)
-    k_rfa, v_rfa = (k.new_empty(shape) for _ in range(2))
-    # Pooled maps have no use for the means of queries.
-    shapes = [(0,) if kind == "pooled" else shape, shape, shape]
-    saved = [k.new_empty(x, dtype=torch.float32) for x in shapes]
+    C = c.C
+    k_rfa, v_rfa = (k.new_empty((c.B, c.G, C, c.D)) for _ in range(2))
+    saved = [k.new_empty(shape, dtype=torch.float32) for shape in _saved_shapes(k, C, kind, save)]
+    if noise is not None:
+        noise = noise[:, :, :C].contiguous()
     tile = c.summary_tile(kind)
     num_blocks = _ceil_div(C, tile.block_c)
     _launch(
         summary_forward,
         (num_blocks * c.B * c.G,),
-        *(q, k, v, None if noise is None else noise.contiguous(), *maps, k_rfa, v_rfa, *saved),
+        *(q, k, v, noise, *maps, k_rfa, v_rfa, *saved),
         *(*_strides(q), *_strides(k), *_strides(v)),
         *(C, num_blocks, c.D**-0.5),
         G=c.G,
@@ -267,6 +301,7 @@ def _summaries(
         P=c.P,
         MAP=kind,
         NOISE=noise is not None,
+        SAVE=save,
         PRECISION=c.map_precision,
         BLOCK_D=c.block_d,
         BLOCK_P=_power_of_2(c.P),
@@ -290,7 +325,7 @@ def _attend(
     key_offset: int,
     save: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The output, and the log-sum-exp [B, H, T] in units of log 2 (empty unless `save`)."""
+    """The output, and the log-sum-exp [B, H, T] in units of log 2 ([0] unless `save`)."""
     out = _like_projection(c.B, c.H, c.T, c.D, q)
     lse = q.new_empty((c.B, c.H, c.T) if save else (0,), dtype=torch.float32)
     bias = None if bias is None else bias.contiguous()
@@ -315,8 +350,7 @@ def _attend(
         BLOCK_D=c.block_d,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
     return out, lse
 
@@ -335,20 +369,23 @@ def _attention(
     sink_size: int,
     window: str,
     summary_map: str,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """out, then what the backward needs: lse, k_rfa, v_rfa, q_mean, k_mean, omega."""
+    """out, then what the backward needs: lse, k_rfa, v_rfa, q_mean, k_mean, omega.
+
+    What only the backward needs is [0] unless `save`.
+    """
     q, k, v = (_rows_apart(x) for x in (q, k, v))
     seq_start = _int32(seq_start)
     c = _call(q, k, seq_start, window_size, chunk_size, sink_size, window)
     if summary_map == "none":
-        empty = k.new_empty((c.B, c.G, 0, c.D))
-        k_rfa, v_rfa = empty, empty.clone()
+        k_rfa, v_rfa = (k.new_empty((c.B, c.G, 0, c.D)) for _ in range(2))
         q_mean, k_mean, omega = (k.new_empty(0, dtype=torch.float32) for _ in range(3))
     else:
         k_rfa, v_rfa, q_mean, k_mean, omega = _summaries(
-            c, q, k, v, summary_map, _Maps.of(summary_map, maps), noise
+            c, q, k, v, summary_map, _Maps.of(summary_map, maps), noise, save
         )
-    out, lse = _attend(c, q, k, v, k_rfa, v_rfa, bias, seq_start, None, 0, save=True)
+    out, lse = _attend(c, q, k, v, k_rfa, v_rfa, bias, seq_start, None, 0, save)
     return out, lse, k_rfa, v_rfa, q_mean, k_mean, omega
 
 
@@ -366,17 +403,19 @@ def _(
     sink_size: int,
     window: str,
     summary_map: str,
+    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     B, H, T, D = q.shape
-    G = k.shape[1]
-    C = 0 if summary_map == "none" else T // chunk_size
-    out = _like_projection(B, H, T, D, q)
-    lse = q.new_empty((B, H, T), dtype=torch.float32)
-    k_rfa, v_rfa = (k.new_empty((B, G, C, D)) for _ in range(2))
-    shape = (0,) if summary_map == "none" else (B, G, C, D)
-    q_mean = k.new_empty((0,) if summary_map == "pooled" else shape, dtype=torch.float32)
-    k_mean, omega = (k.new_empty(shape, dtype=torch.float32) for _ in range(2))
-    return out, lse, k_rfa, v_rfa, q_mean, k_mean, omega
+    C = 0
+    if summary_map != "none":
+        packed = seq_start is not None
+        C = _num_summaries(T, window_size, chunk_size, window == "sliding", packed)
+    lse = q.new_empty((B, H, T) if save else (0,), dtype=torch.float32)
+    k_rfa, v_rfa = (k.new_empty((B, k.shape[1], C, D)) for _ in range(2))
+    q_mean, k_mean, omega = (
+        k.new_empty(shape, dtype=torch.float32) for shape in _saved_shapes(k, C, summary_map, save)
+    )
+    return _like_projection(B, H, T, D, q), lse, k_rfa, v_rfa, q_mean, k_mean, omega
 
 
 @torch.library.custom_op("flasheva::attention_backward", mutates_args=())
@@ -401,7 +440,7 @@ def _attention_backward(
     window: str,
     summary_map: str,
 ) -> list[Tensor]:
-    """Gradients of q, k, v, then of the bias if there is one, then of the maps."""
+    """Gradients of q, k, v, then of the bias if there is one, then those of `_split_maps`."""
     do, q, k, v = (_rows_apart(x) for x in (do, q, k, v))
     bias = None if bias is None else bias.contiguous()
     seq_start = _int32(seq_start)
@@ -440,8 +479,7 @@ def _attention_backward(
             PRECISION=c.precision,
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
-            num_warps=tile.num_warps,
-            num_stages=tile.num_stages,
+            **tile.options,
         )
         blocks = c.summary_tile(summary_map)
         num_blocks = _ceil_div(C, blocks.block_c)
@@ -467,8 +505,9 @@ def _attention_backward(
             num_warps=blocks.num_warps,
         )
         map_grads = _map_gradients(c, summary_map, dz_q, q_mean, dz_k, k_mean, vector_shares)
-    elif summary_map != "none":
-        map_grads = [torch.zeros_like(x, dtype=torch.float32) for x in maps]
+    else:
+        shapes = _map_grad_shapes(summary_map, G, D)
+        map_grads = [k.new_zeros(shape, dtype=torch.float32) for shape in shapes]
     pooled = summary_map == "pooled"
 
     dk, dv = (_like_projection(B, G, T, D, k) for _ in range(2))
@@ -486,17 +525,17 @@ def _attention_backward(
         SUMMARIES=C > 0,
         POOLED=pooled,
         PRECISION=c.precision,
+        CHUNKS=c.chunks_of(tile.block_n),
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
 
     dq = _like_projection(B, H, T, D, q)
     tile = c.tile("queries")
     num_tiles = _ceil_div(T, tile.block_m)
     bias_shares = q.new_empty((B, H, num_tiles), dtype=torch.float32)
-    sink_shares = q.new_empty((B, H, num_tiles, 2, c.S, D), dtype=torch.float32)
+    sink_shares = q.new_empty((B, H, num_tiles, 2, c.S, D))
     _launch(
         backward_kernels.query_gradients,
         (num_tiles * B * H,),
@@ -509,21 +548,22 @@ def _attention_backward(
         QUERY_MEANS=C > 0 and not pooled,
         BIAS=bias is not None,
         PRECISION=c.precision,
+        CHUNKS=c.chunks_of(tile.block_m),
         BLOCK_S=c.sink_tile,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
+        **tile.options,
     )
     if c.S > 0:
         documents = num_tiles if c.packed else 1
         _launch(
             backward_kernels.add_sink_gradients,
-            (c.S * documents * B * G,),
+            (_ceil_div(c.S * D, _SINK_ENTRIES) * documents * B * G, 2),
             *(sink_shares, seq_start, dk, dv, *_strides(dk), T, H, num_tiles),
-            **common,
+            **common | {"BLOCK_D": _SINK_ENTRIES},
             BLOCK_M=tile.block_m,
             BLOCK_T=32,
+            num_warps=1,
         )
     grads = [dq, dk, dv]
     if bias is not None:
@@ -540,29 +580,48 @@ def _map_gradients(
     k_mean: Tensor,
     vector_shares: Tensor,
 ) -> list[Tensor]:
-    """Gradients of the maps' tensors, float32, in the order of `_flatten`."""
+    """Float32, of the shapes that `_map_grad_shapes` gives."""
     if kind == "pooled":
-        return [vector_shares[:, :, :, i].sum((0, 2)) for i in range(2)]
+        return [vector_shares[:, :, :, :2].sum((0, 2))]
     rows = q_mean.numel() // c.D
     block = 64 if c.block_d <= 64 else 32
-    shares = min(_MAP_SHARES, _ceil_div(rows, block))
-    weight_shares = q_mean.new_empty((2, shares, c.D, c.D))
-    bias_shares = q_mean.new_empty((2, shares, c.D))
+    num_shares = min(_MAP_SHARES, _ceil_div(rows, block))
+    shares = q_mean.new_empty((num_shares, 2, c.D + 1, c.D))
     _launch(
         map_gradients,
-        (shares, 2),
-        *(dz_q, q_mean, dz_k, k_mean, weight_shares, bias_shares, rows, shares),
+        (num_shares, 2),
+        *(dz_q, q_mean, dz_k, k_mean, shares, rows, num_shares),
         D=c.D,
-        PRECISION=c.map_precision,
+        PRECISION="ieee" if c.dtype == torch.float32 else "tf32x3",
         BLOCK_D=c.block_d,
         BLOCK_R=block,
         num_warps=8 if c.block_d > 64 else 4,
     )
-    weights, biases = weight_shares.sum(1), bias_shares.sum(1)
-    grads = [weights[0], biases[0], weights[1], biases[1]]
+    grads = [shares.sum(0)]
     if kind == "layernorm":
-        grads += list(vector_shares.sum((0, 1, 2)))
-    return [x.clone() for x in grads]  # results of an op share no memory
+        grads.append(vector_shares.sum((0, 1, 2)))
+    return grads
+
+
+def _map_grad_shapes(kind: str, G: int, D: int) -> list[tuple[int, ...]]:
+    """Of few tensors, because each reduction and each cast is a launch: `_split_maps` splits them.
+
+    Both maps' weights with their biases as a last row; LayerNorm's four vectors; or phi and mu.
+    """
+    if kind == "pooled":
+        return [(G, 2, D)]
+    shapes: list[tuple[int, ...]] = [(2, D + 1, D), (4, D)]
+    return shapes[: {"none": 0, "linear": 1, "layernorm": 2}[kind]]
+
+
+def _split_maps(grads: list[Tensor], num_maps: int) -> list[Tensor]:
+    """Views of what `_map_grad_shapes` describes, in the order of `_flatten`."""
+    if num_maps == 2:
+        return list(grads[0].unbind(1))
+    if num_maps == 0:
+        return []
+    products = [part for grad in grads[0] for part in (grad[:-1], grad[-1])]
+    return products + [vector for grad in grads[1:] for vector in grad]
 
 
 @_attention_backward.register_fake
@@ -590,11 +649,12 @@ def _(
     grads = [_like_projection(*_sizes(x), x) for x in (q, k, v)]
     if bias is not None:
         grads.append(torch.empty_like(bias, dtype=torch.float32))
-    return grads + [torch.empty(x.shape, dtype=torch.float32, device=x.device) for x in maps]
+    shapes = _map_grad_shapes(summary_map, k.shape[1], k.shape[3])
+    return grads + [k.new_empty(shape, dtype=torch.float32) for shape in shapes]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    q, k, v, maps, bias, seq_start, _noise, *static = inputs
+    q, k, v, maps, bias, seq_start, _noise, *static, _save = inputs
     ctx.static = static
     ctx.num_maps = len(maps)
     ctx.mark_non_differentiable(*output[1:])
@@ -608,8 +668,12 @@ def _backward(ctx: Any, do: Tensor, *_: Any) -> tuple[Any, ...]:
         *(do, q, k, v, maps, bias, seq_start, *saved, *ctx.static)
     )
     dbias = None if bias is None else others.pop(0).to(bias.dtype)
-    dmaps = [grad.to(x.dtype) for grad, x in zip(others, maps, strict=True)]
-    return (dq, dk, dv, dmaps, dbias, *([None] * (2 + len(ctx.static))))
+    if maps:
+        others = [grad.to(maps[0].dtype) for grad in others]
+    dmaps = [
+        grad.to(x.dtype) for grad, x in zip(_split_maps(others, len(maps)), maps, strict=True)
+    ]
+    return (dq, dk, dv, dmaps, dbias, *([None] * (3 + len(ctx.static))))
 
 
 _attention.register_autograd(_backward, setup_context=_setup_context)

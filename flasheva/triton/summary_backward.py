@@ -186,14 +186,14 @@ def summary_backward(
 
 @triton.jit(do_not_specialize=["rows", "num_shares"])
 def map_gradients(
-    dz_q, q_mean, dz_k, k_mean, weight_shares, bias_shares,
+    dz_q, q_mean, dz_k, k_mean, shares,
     rows, num_shares,
     D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):
-    """Shares of the gradients of both maps: dz^T @ mean and the sums of dz.
+    """Shares of the gradients of both maps: dz^T @ mean and, behind it, the sums of dz.
 
-    Grid: num_shares x 2 (of q, of k). dz and means float32 [rows, D] contiguous; weight_shares
-    [2, num_shares, D, D], bias_shares [2, num_shares, D].
+    Grid: num_shares x 2 (of q, of k). dz and means float32 [rows, D] contiguous; shares float32
+    [num_shares, 2, D + 1, D].
     """
     share = tl.program_id(0)
     which = tl.program_id(1)
@@ -213,11 +213,11 @@ def map_gradients(
         value = tl.load(mean + offsets, mask=mask, other=0.0)
         weight_grad = tl.dot(tl.trans(grad), value, weight_grad, input_precision=PRECISION)
         bias_grad += tl.sum(grad, 0)
-    place = which * num_shares + share
+    shares += (share * 2 + which) * ((D + 1) * D)
     inside = d < D
     tl.store(
-        weight_shares + place * (D * D) + d[:, None] * D + d[None, :],
+        shares + d[:, None] * D + d[None, :],
         weight_grad,
         mask=inside[:, None] & inside[None, :],
     )
-    tl.store(bias_shares + place * D + d, bias_grad, mask=inside)
+    tl.store(shares + D * D + d, bias_grad, mask=inside)

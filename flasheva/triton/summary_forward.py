@@ -73,13 +73,14 @@ def summary_forward(
     stride_vb, stride_vh, stride_vt,
     C, num_blocks, scale,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
-    MAP: tl.constexpr, NOISE: tl.constexpr, PRECISION: tl.constexpr,
+    MAP: tl.constexpr, NOISE: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     """Grid: blocks of chunks x B * G. Results [B, G, C, D] contiguous, means and omega float32.
 
     MAP "linear": w [D, D], b [D] of both maps; "layernorm": also gain g, shift s [D];
     "pooled": w_k is mu, w_q is phi, [G, D] each. SLICE tokens of a chunk are taken at a time.
+    SAVE: means and omega are kept for a backward pass.
     """
     block = tl.program_id(0) % num_blocks
     head = tl.program_id(0) // num_blocks
@@ -140,7 +141,8 @@ def summary_forward(
         feature += key
         if NOISE:
             feature += tl.load(noise + result + offsets, mask=seen, other=0.0).to(tl.float32)
-        tl.store(q_mean + result + offsets, query_mean, mask=seen)
+        if SAVE:
+            tl.store(q_mean + result + offsets, query_mean, mask=seen)
 
     direction = feature - key_mean
     total = tl.zeros([BLOCK_C], tl.float32)
@@ -161,5 +163,6 @@ def summary_forward(
     tl.store(
         v_rfa + result + offsets, (value / total[:, None]).to(v_rfa.dtype.element_ty), mask=seen
     )
-    tl.store(k_mean + result + offsets, key_mean, mask=seen)
-    tl.store(omega + result + offsets, feature, mask=seen)
+    if SAVE:
+        tl.store(k_mean + result + offsets, key_mean, mask=seen)
+        tl.store(omega + result + offsets, feature, mask=seen)

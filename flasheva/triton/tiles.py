@@ -8,17 +8,28 @@ There is no autotuning at a user's first call.
 from typing import Literal, NamedTuple
 
 import torch
+import triton
 
 Kernel = Literal["forward", "queries", "keys", "summaries"]
 
 
 class Tile(NamedTuple):
-    """Queries and keys per tile, warps per program, stages of the pipeline."""
+    """Queries and keys per tile, warps per program, stages of the pipeline, registers per thread.
+
+    max_registers: None: as many as the compiler likes.
+    """
 
     block_m: int
     block_n: int
     num_warps: int
     num_stages: int
+    max_registers: int | None = None
+
+    @property
+    def options(self) -> dict[str, int]:
+        """Of a launch."""
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return options if self.max_registers is None else options | {"maxnreg": self.max_registers}
 
 
 class SummaryTile(NamedTuple):
@@ -43,8 +54,18 @@ class _Tiles(NamedTuple):
 _HOPPER = {
     16: _Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
     32: _Tiles(Tile(64, 64, 4, 3), Tile(64, 64, 4, 3), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
-    64: _Tiles(Tile(64, 32, 4, 3), Tile(64, 32, 4, 3), Tile(64, 64, 4, 1), Tile(64, 64, 4, 3)),
-    128: _Tiles(Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(64, 32, 4, 2), Tile(32, 64, 4, 2)),
+    64: _Tiles(
+        forward=Tile(64, 32, 4, 3, 96),
+        queries=Tile(64, 32, 4, 3, 128),
+        keys=Tile(32, 64, 4, 1, 168),
+        summaries=Tile(64, 64, 4, 3),
+    ),
+    128: _Tiles(Tile(64, 64, 4, 3), Tile(64, 32, 4, 3), Tile(32, 64, 4, 1), Tile(32, 64, 4, 2)),
+}
+# Of rows with so many summaries that most queries see little else.
+MANY_SUMMARIES = 1024
+_HOPPER_FAR = {
+    64: _HOPPER[64]._replace(forward=Tile(64, 64, 4, 3, 128), queries=Tile(64, 32, 4, 3)),
 }
 _OTHERS = {
     16: _Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
@@ -58,15 +79,19 @@ _FLOAT32 = {
     64: _Tiles(*(Tile(32, 16, 4, 1),) * 4),
     128: _Tiles(*(Tile(16, 16, 4, 1),) * 4),
 }
+# Whole chunks of 16 tokens at a time are fastest, but spill with Triton 3.7.
+_TOKENS = 16 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) else 4
 _SUMMARY = {
     16: SummaryTile(16, 32, 4),
     32: SummaryTile(16, 8, 4),
-    64: SummaryTile(16, 4, 4),
-    128: SummaryTile(16, 4, 8),
+    64: SummaryTile(16, _TOKENS, 4),
+    128: SummaryTile(16, _TOKENS, 8),
 }
 
 
-def tile_of(kernel: Kernel, dtype: torch.dtype, block_d: int, capability: int) -> Tile:
+def tile_of(
+    kernel: Kernel, dtype: torch.dtype, block_d: int, capability: int, num_summaries: int
+) -> Tile:
     """The tile of an attention kernel.
 
     Args:
@@ -74,8 +99,11 @@ def tile_of(kernel: Kernel, dtype: torch.dtype, block_d: int, capability: int) -
         dtype: of the inputs.
         block_d: head dim, padded to a power of 2.
         capability: major compute capability of the GPU, such as 9.
+        num_summaries: of a row.
     """
     table = _FLOAT32 if dtype == torch.float32 else _HOPPER if capability == 9 else _OTHERS
+    if table is _HOPPER and num_summaries >= MANY_SUMMARIES:
+        table = _HOPPER | _HOPPER_FAR
     tile: Tile = getattr(table[block_d], kernel)
     return tile
 
