@@ -217,6 +217,26 @@ def test_maps_of_other_shapes_are_refused(big_tiles):
         eva_attention(x.q, x.k, x.v, config, AffineMaps(small, x.maps.k), impl="triton")
 
 
+@pytest.mark.parametrize("window", ["sliding", "block"])
+def test_nothing_behind_the_last_summary_is_read(window, big_tiles, monkeypatch):
+    """NaN there would reach the outputs: a weight of zero times NaN is NaN."""
+    config = EvaConfig(window_size=32, chunk_size=8, window=window, sink_size=8)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=1, H=2, G=2, T=120, packed=True).to(torch.float32, device)
+    x.seq_start = (torch.arange(120, device=device)[None] >= 104) * 104  # in the last window
+    summaries = ops._summaries
+
+    def poisoned(*args):
+        *shown, q_mean, k_mean, omega = summaries(*args)
+        padded = [torch.cat([y, torch.full_like(y, float("nan"))], 2) for y in shown]
+        return *(y[:, :, : y.shape[2] // 2] for y in padded), q_mean, k_mean, omega
+
+    monkeypatch.setattr(ops, "_summaries", poisoned)
+    out = attend(config, x.requires_grad(), "triton")
+    grads = torch.autograd.grad(out.square().sum(), list(x.tensors().values()))
+    assert all(y.isfinite().all() for y in (out, *grads))
+
+
 def positions_from(start: int, T: int) -> Positions:
     """Of a row whose second document begins at `start`."""
     index = torch.arange(T)

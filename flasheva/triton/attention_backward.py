@@ -169,7 +169,7 @@ def query_gradients(
         v_rfa += b * stride_rb + g * stride_rh
         if BIAS:
             shift = tl.load(bias + h).to(tl.float32) * LOG2_E
-        low, high = (first_start + S) // P, last_begin // P
+        low, high = (first_start + S) // P, tl.minimum(last_begin // P, C)
         middle = (last_start + S) // P
         middle += whole_tiles(first_begin // P - middle, BLOCK_N)
         if not PACKED:

@@ -113,12 +113,14 @@ def attention_forward(
     far = tl.where(start == first_start, entries_before(begin - start, S, P, SUMMARIES), 0)
     first_far = entries_before(first_begin - first_start, S, P, SUMMARIES)
     num_entries = entries_before(last_begin - first_start, S, P, SUMMARIES)
-    if CACHED and SUMMARIES:  # padding behind a row's real queries may stand past its cache
-        num_entries = tl.minimum(num_entries, S + C - S // P)
+    first_chunk = first_start // P + S // P
+    if SUMMARIES:
+        # A later document of the tile, or padding past the end of a cache, may begin its window
+        # behind the last summary.
+        num_entries = tl.minimum(num_entries, S + tl.maximum(C - first_chunk, 0))
         first_far = tl.minimum(first_far, num_entries)
     if PACKED:
         first_far = tl.where(last_start == first_start, first_far, 0)
-    first_chunk = first_start // P + S // P
 
     # Tiles of summaries that every query sees, if they are many, have a loop without masks.
     low: tl.constexpr = (S + BLOCK_N - 1) // BLOCK_N * BLOCK_N
