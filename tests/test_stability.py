@@ -266,8 +266,8 @@ def test_a_row_has_the_curve_and_what_was_trained(file: Path, tmp_path: Path) ->
     assert verdict == {"within_spread": None}  # nothing to compare
     for seed, (row, line) in enumerate(zip(rows[:2], lines, strict=True)):
         case = row["case"]
-        assert (row["bench"], row["impl"], row["metric"]) == ("evaluate", "reference", "loss")
-        assert (case["task"], case["seed"], case["steps"]) == ("stability", seed, 6)
+        assert (row["bench"], row["impl"], row["metric"]) == ("stability", "reference", "loss")
+        assert (case["seed"], case["steps"]) == (seed, 6)
         assert (case["context"], case["batch"], case["eva"]["window_size"]) == (64, 2, 16)
         assert (case["text"], case["bytes"]) == ([file.name], len(TEXT.encode()))
         assert case["curve"] == line["curve"] == [row["value"]]  # 6 steps: one point

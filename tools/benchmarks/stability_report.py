@@ -165,7 +165,6 @@ def _differences(
 def _case(plan: Plan, text: Mapping[str, object]) -> dict[str, object]:
     config = plan.config
     return {
-        "task": "stability",
         "model": config.model_type,
         "layers": config.num_hidden_layers,
         "hidden": config.hidden_size,
@@ -192,7 +191,7 @@ def _append(
     for name, metric in found.items():
         append_result(
             out,
-            bench="evaluate",
+            bench="stability",
             case=case,
             impl=impl,
             metric=name,
