@@ -27,7 +27,7 @@ Implementation = Literal["triton", "flex", "reference"]
 # Below this many queries a step is bound by reading keys, and tiles of 64 or 128 queries would be
 # mostly padding.
 _FEW_QUERIES = 16
-_MAX_TRITON_HEAD_DIM = 128
+_MAX_TRITON_HEAD_DIM = 256
 _MIN_TRITON_WINDOW = 16  # the smallest tile of queries
 _TRITON_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -35,6 +35,9 @@ SPILLS = {
         "summary_forward": 88,
         "summary_gradients": 8,
     },
+    (80, 256): {"map_gradients": 8},
+    (90, 256): {"map_gradients": 8},
+    (100, 256): {},
 }
 KERNELS = {
     "add_sink_gradients",

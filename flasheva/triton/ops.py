@@ -197,7 +197,13 @@ class _Call(NamedTuple):
 
     @property
     def sink_tile(self) -> int:
-        return min(_SINK_TILE, max(16, _power_of_2(self.S)))
+        most = _SINK_TILE if self.block_d <= 128 else 16
+        return min(most, max(16, _power_of_2(self.S)))
+
+    @property
+    def map_part(self) -> int:
+        """Rows of a map that a program takes at a time."""
+        return self.block_d if self.block_d <= 128 else 32
 
 
 def _num_summaries(T: int, W: int, P: int, sliding: bool, packed: bool) -> int:
@@ -284,7 +290,12 @@ def _summaries(
     """k_rfa, v_rfa, and for the backward float32 q_mean, k_mean, omega."""
     C = c.C
     k_rfa, v_rfa = (k.new_empty((c.B, c.G, C, c.D)) for _ in range(2))
-    saved = [k.new_empty(shape, dtype=torch.float32) for shape in _saved_shapes(k, C, kind, save)]
+    # A map in parts reads the means back from memory.
+    in_parts = c.map_part < c.block_d
+    saved = [
+        k.new_empty(shape, dtype=torch.float32)
+        for shape in _saved_shapes(k, C, kind, save or in_parts)
+    ]
     if noise is not None:
         noise = noise[:, :, :C].contiguous()
     tile = c.summary_tile(kind)
@@ -304,11 +315,14 @@ def _summaries(
         SAVE=save,
         PRECISION=c.map_precision,
         BLOCK_D=c.block_d,
+        BLOCK_K=c.map_part,
         BLOCK_P=_power_of_2(c.P),
         SLICE=tile.tokens,
         BLOCK_C=tile.block_c,
         num_warps=tile.num_warps,
     )
+    if not save:
+        saved = [k.new_empty(0, dtype=torch.float32) for _ in saved]
     return k_rfa, v_rfa, saved[0], saved[1], saved[2]
 
 
@@ -499,6 +513,7 @@ def _attention_backward(
             MAP=summary_map,
             PRECISION=c.map_precision,
             BLOCK_D=c.block_d,
+            BLOCK_K=c.map_part,
             BLOCK_P=_power_of_2(P),
             SLICE=blocks.tokens,
             BLOCK_C=blocks.block_c,
@@ -585,16 +600,18 @@ def _map_gradients(
         return [vector_shares[:, :, :, :2].sum((0, 2))]
     rows = q_mean.numel() // c.D
     block = 64 if c.block_d <= 64 else 32
+    columns = c.block_d if c.block_d <= 128 else 64
     num_shares = min(_MAP_SHARES, _ceil_div(rows, block))
     shares = q_mean.new_empty((num_shares, 2, c.D + 1, c.D))
     _launch(
         map_gradients,
-        (num_shares, 2),
+        (num_shares, 2, _ceil_div(c.D, columns)),
         *(dz_q, q_mean, dz_k, k_mean, shares, rows, num_shares),
         D=c.D,
         PRECISION="ieee" if c.dtype == torch.float32 else "tf32x3",
         BLOCK_D=c.block_d,
         BLOCK_R=block,
+        COLUMNS=columns,
         num_warps=8 if c.block_d > 64 else 4,
     )
     grads = [shares.sum(0)]

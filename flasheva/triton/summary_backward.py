@@ -24,27 +24,23 @@ from flasheva.triton.summary_forward import (
     logits_of,
     normalise,
     pool_logits_of,
+    times_matrix,
 )
 
 
 @triton.jit
-def _through_layernorm(dy, x, weight, bias, gain, d, D: tl.constexpr, PRECISION: tl.constexpr):
+def _through_layernorm(
+    dy, x, rows, weight, bias, gain, chunk, left, d,
+    D: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):
     """From the gradient of a map's result to those of its product, its gain and its shift."""
-    normal, inverse = normalise(affine(x, weight, bias, d, D, PRECISION), d, D)
+    y = affine(x, rows, weight, bias, chunk, left, d, D, BLOCK_K, PRECISION)
+    normal, inverse = normalise(y, d, D)
     scaled = dy * tl.load(gain + d, mask=d < D, other=0.0).to(tl.float32)[None, :]
     mean = tl.sum(scaled, 1) / D
     along = tl.sum(scaled * normal, 1) / D
     dz = (scaled - mean[:, None] - normal * along[:, None]) * inverse[:, None]
     return tl.where(d[None, :] < D, dz, 0.0), tl.sum(dy * normal, 0), tl.sum(dy, 0)
-
-
-@triton.jit
-def _times_weight(x, weight, d, D: tl.constexpr, PRECISION: tl.constexpr):
-    """x @ weight for x [BLOCK_C, BLOCK_D] and weight [D, D] contiguous."""
-    inside = d < D
-    address = weight + d[:, None] * D + d[None, :]
-    w = tl.load(address, mask=inside[:, None] & inside[None, :], other=0.0).to(tl.float32)
-    return tl.dot(x, w, input_precision=PRECISION)
 
 
 @triton.jit
@@ -73,8 +69,8 @@ def summary_backward(
     stride_vb, stride_vh, stride_vt,
     C, num_blocks, scale,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr, MAP: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr,
+    SLICE: tl.constexpr, BLOCK_C: tl.constexpr,
 ):
     """Grid: blocks of chunks x B * G. All but k, v and the maps is float32 and contiguous.
 
@@ -167,19 +163,25 @@ def summary_backward(
         if MAP == "layernorm":
             query_mean = tl.load(q_mean + rows, mask=seen, other=0.0)
             feature_grad, gain_grad, shift_grad = _through_layernorm(
-                feature_grad, query_mean, w_q, b_q, g_q, d, D, PRECISION
+                feature_grad, query_mean, q_mean + base * D, w_q, b_q, g_q, chunk, left, d,
+                D, BLOCK_K, PRECISION,
             )
             tl.store(share, gain_grad, mask=d < D)
             tl.store(share + D, shift_grad, mask=d < D)
             key_grad, gain_grad, shift_grad = _through_layernorm(
-                key_grad, key_mean, w_k, b_k, g_k, d, D, PRECISION
+                key_grad, key_mean, k_mean + base * D, w_k, b_k, g_k, chunk, left, d,
+                D, BLOCK_K, PRECISION,
             )
             tl.store(share + 2 * D, gain_grad, mask=d < D)
             tl.store(share + 3 * D, shift_grad, mask=d < D)
         tl.store(dz_q + rows, feature_grad, mask=seen)
         tl.store(dz_k + rows, key_grad, mask=seen)
-        to_queries = _times_weight(feature_grad, w_q, d, D, PRECISION)
-        to_keys = _times_weight(key_grad, w_k, d, D, PRECISION)
+        to_queries = times_matrix(
+            feature_grad, dz_q + base * D, w_q, D, 1, chunk, left, d, D, BLOCK_K, PRECISION
+        )
+        to_keys = times_matrix(
+            key_grad, dz_k + base * D, w_k, D, 1, chunk, left, d, D, BLOCK_K, PRECISION
+        )
         tl.store(q_mean_grad + rows, to_queries * (1.0 / (P * R)), mask=seen)
         tl.store(k_mean_grad + rows, to_keys * (1.0 / P), mask=seen)
 
@@ -189,11 +191,12 @@ def map_gradients(
     dz_q, q_mean, dz_k, k_mean, shares,
     rows, num_shares,
     D: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):
     """Shares of the gradients of both maps: dz^T @ mean and, behind it, the sums of dz.
 
-    Grid: num_shares x 2 (of q, of k). dz and means float32 [rows, D] contiguous; shares float32
-    [num_shares, 2, D + 1, D].
+    Grid: num_shares x 2 (of q, of k) x blocks of COLUMNS of the mean. dz and means float32
+    [rows, D] contiguous; shares float32 [num_shares, 2, D + 1, D].
     """
     share = tl.program_id(0)
     which = tl.program_id(1)
@@ -203,21 +206,19 @@ def map_gradients(
         dz = dz_k
         mean = k_mean
     d = tl.arange(0, BLOCK_D)
+    e = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     r = tl.arange(0, BLOCK_R)
-    weight_grad = tl.zeros([BLOCK_D, BLOCK_D], tl.float32)
+    weight_grad = tl.zeros([BLOCK_D, COLUMNS], tl.float32)
     bias_grad = tl.zeros([BLOCK_D], tl.float32)
     for x in tl.range(share * BLOCK_R, rows, num_shares * BLOCK_R):
-        offsets = (tl.cast(x, tl.int64) + r)[:, None] * D + d[None, :]
-        mask = ((x + r)[:, None] < rows) & (d[None, :] < D)
-        grad = tl.load(dz + offsets, mask=mask, other=0.0)
-        value = tl.load(mean + offsets, mask=mask, other=0.0)
+        row = (tl.cast(x, tl.int64) + r)[:, None] * D
+        inside = (x + r)[:, None] < rows
+        grad = tl.load(dz + row + d[None, :], mask=inside & (d[None, :] < D), other=0.0)
+        value = tl.load(mean + row + e[None, :], mask=inside & (e[None, :] < D), other=0.0)
         weight_grad = tl.dot(tl.trans(grad), value, weight_grad, input_precision=PRECISION)
         bias_grad += tl.sum(grad, 0)
     shares += (share * 2 + which) * ((D + 1) * D)
-    inside = d < D
-    tl.store(
-        shares + d[:, None] * D + d[None, :],
-        weight_grad,
-        mask=inside[:, None] & inside[None, :],
-    )
-    tl.store(shares + D * D + d, bias_grad, mask=inside)
+    mask = (d < D)[:, None] & (e < D)[None, :]
+    tl.store(shares + d[:, None] * D + e[None, :], weight_grad, mask=mask)
+    if tl.program_id(2) == 0:
+        tl.store(shares + D * D + d, bias_grad, mask=d < D)

@@ -37,14 +37,48 @@ def pool_logits_of(centred, mu, m, scale, P: tl.constexpr):
 
 
 @triton.jit
-def affine(x, weight, bias, d, D: tl.constexpr, PRECISION: tl.constexpr):
-    """x @ weight.T + bias for x [BLOCK_C, BLOCK_D], weight [D, D] contiguous, bias [D]."""
-    inside = d < D
-    transposed = tl.load(
-        weight + d[None, :] * D + d[:, None], mask=inside[None, :] & inside[:, None], other=0.0
-    ).to(tl.float32)
-    shift = tl.load(bias + d, mask=inside, other=0.0).to(tl.float32)
-    return tl.dot(x, transposed, input_precision=PRECISION) + shift[None, :]
+def times_matrix(
+    x, rows, matrix, stride_in, stride_out, chunk, left, d,
+    D: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """x @ m for x [BLOCK_C, BLOCK_D] and m [D, D] with m[i, j] at i * stride_in + j * stride_out.
+
+    `rows` is where this program wrote x [left, D], float32 contiguous. A matrix too large for
+    shared memory is taken BLOCK_K rows at a time, and the columns of x that they need come from
+    there, because a tile in registers has no slices.
+    """
+    BLOCK_D: tl.constexpr = d.shape[0]
+    if BLOCK_K == BLOCK_D:
+        mask = (d < D)[:, None] & (d < D)[None, :]
+        address = matrix + d[:, None] * stride_in + d[None, :] * stride_out
+        m = tl.load(address, mask=mask, other=0.0)
+        return tl.dot(x, m.to(tl.float32), input_precision=PRECISION)
+    else:
+        tl.debug_barrier()  # other threads wrote what this one reads
+        acc = tl.zeros(x.shape, tl.float32)
+        for start in tl.range(0, D, BLOCK_K):
+            i = start + tl.arange(0, BLOCK_K)
+            part = tl.load(
+                rows + chunk[:, None] * D + i[None, :],
+                mask=(chunk < left)[:, None] & (i < D)[None, :],
+                other=0.0,
+            )
+            mask = (i < D)[:, None] & (d < D)[None, :]
+            address = matrix + i[:, None] * stride_in + d[None, :] * stride_out
+            m = tl.load(address, mask=mask, other=0.0)
+            acc = tl.dot(part, m.to(tl.float32), acc, input_precision=PRECISION)
+        return acc
+
+
+@triton.jit
+def affine(
+    x, rows, weight, bias, chunk, left, d,
+    D: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """x @ weight.T + bias; weight [D, D] contiguous, bias [D], the rest as `times_matrix`."""
+    shift = tl.load(bias + d, mask=d < D, other=0.0).to(tl.float32)
+    y = times_matrix(x, rows, weight, 1, D, chunk, left, d, D, BLOCK_K, PRECISION)
+    return y + shift[None, :]
 
 
 @triton.jit
@@ -74,13 +108,14 @@ def summary_forward(
     C, num_blocks, scale,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     MAP: tl.constexpr, NOISE: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr,
+    BLOCK_C: tl.constexpr,
 ):
     """Grid: blocks of chunks x B * G. Results [B, G, C, D] contiguous, means and omega float32.
 
     MAP "linear": w [D, D], b [D] of both maps; "layernorm": also gain g, shift s [D];
     "pooled": w_k is mu, w_q is phi, [G, D] each. SLICE tokens of a chunk are taken at a time.
-    SAVE: means and omega are kept for a backward pass.
+    SAVE: means and omega are kept for a backward pass; if BLOCK_K < BLOCK_D the means are anyway.
     """
     block = tl.program_id(0) % num_blocks
     head = tl.program_id(0) // num_blocks
@@ -131,8 +166,15 @@ def summary_forward(
                 queries = load_tokens(q_r, stride_qt, chunk, m + token, d, left, D, P)
                 query_mean += tl.sum(queries, 1)
         query_mean = query_mean * (1.0 / (P * R))
-        key = affine(key_mean, w_k, b_k, d, D, PRECISION)
-        feature = affine(query_mean, w_q, b_q, d, D, PRECISION)
+        if SAVE or BLOCK_K < BLOCK_D:
+            tl.store(q_mean + result + offsets, query_mean, mask=seen)
+            tl.store(k_mean + result + offsets, key_mean, mask=seen)
+        key = affine(
+            key_mean, k_mean + result, w_k, b_k, chunk, left, d, D, BLOCK_K, PRECISION
+        )
+        feature = affine(
+            query_mean, q_mean + result, w_q, b_q, chunk, left, d, D, BLOCK_K, PRECISION
+        )
         if MAP == "layernorm":
             key, _ = normalise(key, d, D)
             key = scale_and_shift(key, g_k, s_k, d, D)
@@ -141,8 +183,6 @@ def summary_forward(
         feature += key
         if NOISE:
             feature += tl.load(noise + result + offsets, mask=seen, other=0.0).to(tl.float32)
-        if SAVE:
-            tl.store(q_mean + result + offsets, query_mean, mask=seen)
 
     direction = feature - key_mean
     total = tl.zeros([BLOCK_C], tl.float32)
@@ -164,5 +204,6 @@ def summary_forward(
         v_rfa + result + offsets, (value / total[:, None]).to(v_rfa.dtype.element_ty), mask=seen
     )
     if SAVE:
-        tl.store(k_mean + result + offsets, key_mean, mask=seen)
         tl.store(omega + result + offsets, feature, mask=seen)
+        if MAP == "pooled":
+            tl.store(k_mean + result + offsets, key_mean, mask=seen)

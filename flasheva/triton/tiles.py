@@ -61,6 +61,7 @@ _HOPPER = {
         summaries=Tile(64, 64, 4, 3),
     ),
     128: _Tiles(Tile(64, 64, 4, 3), Tile(64, 32, 4, 3), Tile(32, 64, 4, 1), Tile(32, 64, 4, 2)),
+    256: _Tiles(Tile(64, 32, 8, 2), Tile(64, 32, 8, 2), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
 # Of rows with so many summaries that most queries see little else.
 MANY_SUMMARIES = 1024
@@ -72,12 +73,14 @@ _OTHERS = {
     32: _Tiles(Tile(64, 64, 4, 2), Tile(64, 64, 4, 2), Tile(64, 64, 4, 1), Tile(64, 64, 4, 1)),
     64: _Tiles(Tile(64, 32, 4, 2), Tile(64, 32, 4, 2), Tile(64, 32, 4, 1), Tile(64, 32, 4, 1)),
     128: _Tiles(Tile(64, 32, 4, 2), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1), Tile(32, 32, 4, 1)),
+    256: _Tiles(Tile(64, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), Tile(32, 32, 8, 1)),
 }
 _FLOAT32 = {
     16: _Tiles(*(Tile(32, 32, 4, 1),) * 4),
     32: _Tiles(*(Tile(32, 32, 4, 1),) * 4),
     64: _Tiles(*(Tile(32, 16, 4, 1),) * 4),
     128: _Tiles(*(Tile(16, 16, 4, 1),) * 4),
+    256: _Tiles(*(Tile(16, 16, 8, 1),) * 4),
 }
 # Whole chunks of 16 tokens at a time are fastest, but spill with Triton 3.7.
 _TOKENS = 16 if tuple(map(int, triton.__version__.split(".")[:2])) < (3, 7) else 4
@@ -86,6 +89,7 @@ _SUMMARY = {
     32: SummaryTile(16, 8, 4),
     64: SummaryTile(16, _TOKENS, 4),
     128: SummaryTile(16, _TOKENS, 8),
+    256: SummaryTile(16, 1, 8),
 }
 
 
