@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from flasheva.triton import ops
+from flasheva.triton import call, ops
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 MAPS = ("linear", "layernorm", "pooled", "none")
@@ -77,8 +77,8 @@ def compile_all(
     """Compiles what a forward and a backward pass with `summary_map` launch."""
     driver.set_active(NoDriver(capability))
     window, P, S = ("block" if summary_map == "layernorm" else "sliding"), 16, 16
-    ops._launch = launch
-    ops._capability = lambda device: capability // 10  # type: ignore[assignment]
+    call.Call.launch = staticmethod(launch)  # type: ignore[method-assign]
+    call.capability_of = lambda device: capability // 10  # type: ignore[assignment]
     q, k, v, do = (
         torch.empty(2, 1024, heads, D, dtype=dtype, device="meta").transpose(1, 2)
         for heads in (4, 2, 2, 4)

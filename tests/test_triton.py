@@ -12,7 +12,7 @@ import torch
 
 from flasheva import AffineMap, AffineMaps, EvaConfig, chunk_summaries, eva_attention
 from flasheva.reference import reference_attention
-from flasheva.triton import ops
+from flasheva.triton import call, forward, ops
 from flasheva.triton.tiles import Tile
 from flasheva.visibility import Positions, visible
 from tests.inputs import Inputs, make
@@ -37,7 +37,7 @@ interpreted = pytest.mark.skipif(not ops.INTERPRETED, reason="needs TRITON_INTER
 @pytest.fixture
 def big_tiles(monkeypatch):
     """The interpreter pays per tile, not per element."""
-    monkeypatch.setattr(ops, "tile_of", lambda *_: Tile(64, 64, 4, 1))
+    monkeypatch.setattr(call, "tile_of", lambda *_: Tile(64, 64, 4, 1))
 
 
 def condition_of_phi(config: EvaConfig, exact: Inputs, do: torch.Tensor) -> float:
@@ -115,7 +115,7 @@ def test_tiles_larger_than_a_small_window(big_tiles):
     assert_all_as_good_as_eager(config, exact, torch.float32, device)
 
 
-def call(x: Inputs, config: EvaConfig, save: bool = True) -> tuple[object, ...]:
+def arguments(x: Inputs, config: EvaConfig, save: bool = True) -> tuple[object, ...]:
     """Arguments of the op."""
     kind, tensors = ops._flatten(x.maps)
     sizes = (config.window_size, config.chunk_size, config.sink_size, config.window)
@@ -131,8 +131,8 @@ def test_the_op_is_well_registered(summary_map, packed, big_tiles):
     device = "cpu" if ops.INTERPRETED else "cuda"
     x = make(config, B=1, H=2, G=1, T=50, packed=packed).to(torch.float32, device)
     utilities = ("test_schema", "test_faketensor")
-    torch.library.opcheck(ops._attention, call(x, config, save=False), test_utils=utilities)
-    torch.library.opcheck(ops._attention, call(x.requires_grad(), config))
+    torch.library.opcheck(ops._attention, arguments(x, config, save=False), test_utils=utilities)
+    torch.library.opcheck(ops._attention, arguments(x.requires_grad(), config))
 
 
 def test_the_op_onto_a_cache_is_well_registered(big_tiles):
@@ -225,14 +225,14 @@ def test_nothing_behind_the_last_summary_is_read(window, big_tiles, monkeypatch)
     device = "cpu" if ops.INTERPRETED else "cuda"
     x = make(config, B=1, H=2, G=2, T=120, packed=True).to(torch.float32, device)
     x.seq_start = (torch.arange(120, device=device)[None] >= 104) * 104  # in the last window
-    summaries = ops._summaries
+    summaries = forward.summaries
 
     def poisoned(*args):
         *shown, q_mean, k_mean, omega = summaries(*args)
         padded = [torch.cat([y, torch.full_like(y, float("nan"))], 2) for y in shown]
         return *(y[:, :, : y.shape[2] // 2] for y in padded), q_mean, k_mean, omega
 
-    monkeypatch.setattr(ops, "_summaries", poisoned)
+    monkeypatch.setattr(forward, "summaries", poisoned)
     out = attend(config, x.requires_grad(), "triton")
     grads = torch.autograd.grad(out.square().sum(), list(x.tensors().values()))
     assert all(y.isfinite().all() for y in (out, *grads))
@@ -249,7 +249,7 @@ def positions_from(start: int, T: int) -> Positions:
 def test_every_summary_that_a_query_sees_is_made_and_few_others(window, packed):
     config = EvaConfig(window_size=32, chunk_size=8, window=window, sink_size=8)
     for T in (1, 31, 32, 33, 40, 41, 63, 64, 65, 200):
-        C = ops._num_summaries(T, 32, 8, window == "sliding", packed)
+        C = call.num_summaries(T, 32, 8, window == "sliding", packed)
         starts = range(0, T, 8) if packed else (0,)  # a last document that starts there
         seen = [
             visible(config, positions_from(start, T), T, T, T // 8, torch.device("cpu"))
