@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -672,7 +673,7 @@ def test_a_file_without_times_cannot_be_drawn(content: str, what: str, tmp_path:
     assert_mistake(run("bench", "plot", tmp_path / "rows.jsonl", tmp_path / "a.png"), what)
 
 
-@pytest.mark.parametrize("command", ["kernels", "plot", "stability"])
+@pytest.mark.parametrize("command", ["kernels", "plot", "tiles", "stability"])
 def test_the_module_has_the_options_of_the_command(command: str) -> None:
     alone = python("-m", "tools.bench", command, "--help")
     inside = run("bench", command, "--help")
@@ -725,3 +726,23 @@ def test_on_a_gpu_a_capture_that_fails_does_no_harm() -> None:
         timing.free_memory(device)
         assert measure_replay(right, device, 3).not_captured is None
         torch.randn(9, device=device)
+
+
+@pytest.mark.skipif("TRITON_INTERPRET" not in os.environ, reason="interprets")
+def test_tiles_are_tried_one_by_one_and_compared(tmp_path: Path) -> None:
+    sizes = "--shape 1,1,80,16 --window-size 32 --dtype float32 --device cpu --repetitions 1"
+    out = tmp_path / "tiles.jsonl"
+    done = run(
+        *("bench", "tiles", "--kernel", "keys", "--tile", "32,64,4,1", *sizes.split()),
+        *("--out", str(out)),
+    )
+    assert done.code == 0, done.err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["case"]["tile"][:2] for row in rows] == [[32, 32], [32, 64]]
+    assert all(row["bench"] == "tiles" and row["value"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("tile", ["64,64,4", "64,64,4,0", "a,b,c,d", "1,2,3,4,5,6"])
+def test_a_tile_that_is_none_is_refused_in_one_line(tile: str) -> None:
+    done = run("bench", "tiles", "--kernel", "keys", "--tile", tile, "--device", "cpu")
+    assert_mistake(done, "a tile of keys is written such as 64,32,4,3")

@@ -1,6 +1,7 @@
 """`zoo bench`: speed and stability.
 
-`kernels` measures attention, `plot` draws what was recorded; `stability` trains a small model.
+`kernels` measures attention, `plot` draws what was recorded, `tiles` tries tiles of one kernel;
+`stability` trains a small model.
 """
 
 import importlib.metadata
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
 import typer
 
 from tools.benchmarks.names import DtypeName, KernelName, PassName, WindowName
+from tools.benchmarks.tile_command import tiles
 from tools.display import print_json, progress
 from tools.entry import command_line, run
 from tools.options import Json, Out
@@ -33,6 +35,7 @@ TrainedDtypeName = Literal["bfloat16", "float32"]
 DEFAULT_SHAPES = ("16,12,2048,64", "4,12,8192,64", "1,16,65536,64", "1,16,32768,128")
 
 app = typer.Typer(add_completion=False, help="Measures speed, and stability in training.")
+app.command()(tiles)
 
 
 def _words(names: object) -> str:

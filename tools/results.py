@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-Bench = Literal["kernels", "stability", "decode", "evaluate", "placement", "conversion"]
+Bench = Literal["kernels", "tiles", "stability", "decode", "evaluate", "placement", "conversion"]
 
 _CHECKOUT = Path(__file__).parents[1]
 
