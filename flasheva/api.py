@@ -57,17 +57,17 @@ def eva_attention(
         bias: [H], added to the logits of summaries.
         seq_start: int [B, T], index in the row where each token's document begins, a multiple of
             `chunk_size`; None: every row is one document.
-        noise: [B, G, T // P, D], added to omega (training only).
+        noise: [B, G, T // P, D], added to omega (training only); gets no gradient.
         impl: "auto", "triton", "flex" or "reference".
 
     Returns:
-        [B, H, T, D] in the dtype of q.
+        [B, H, T, D] in the dtype of q, or of autocast.
 
     Raises:
         ValueError: shapes that do not fit, or an `impl` that cannot run these inputs.
         RuntimeError: a document that starts off the grid of chunks (on a GPU, at the next sync).
     """
-    if torch.is_autocast_enabled(q.device.type):
+    if _in_autocast(q):
         q, k, v = _autocast(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
             return eva_attention(
@@ -80,6 +80,7 @@ def eva_attention(
         expected = (*k.shape[:2], k.shape[2] // config.chunk_size, k.shape[3])
         if noise.shape != expected:
             raise ValueError(f"noise must be {list(expected)}, not {list(noise.shape)}")
+        noise = noise.detach()
     if seq_start is not None:
         torch._assert_async(
             (seq_start % config.chunk_size == 0).all(),
@@ -124,9 +125,9 @@ def eva_attention_with_cache(
             neither window nor sums, and its outputs mean nothing.
 
     Returns:
-        [B, H, T, D] in the dtype of q.
+        [B, H, T, D] in the dtype of q, or of autocast.
     """
-    if torch.is_autocast_enabled(q.device.type):
+    if _in_autocast(q):
         q, k, v = _autocast(q, k, v)
         with torch.autocast(q.device.type, enabled=False):
             return eva_attention_with_cache(
@@ -148,6 +149,11 @@ def eva_attention_with_cache(
         out = attend(config, q, keys, values, k_rfa, v_rfa, bias, positions)
     cache.write_window(k, v, length, count)
     return out
+
+
+def _in_autocast(x: Tensor) -> bool:
+    device = x.device.type  # not all have an autocast: "meta"
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:

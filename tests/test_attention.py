@@ -345,3 +345,8 @@ def test_autocast_decides_the_dtype_and_nothing_else():
         found = attend(single)
         assert attend(exact).dtype == torch.float64
     assert torch.equal(found, attend(half))
+
+
+def test_shapes_can_be_had_without_data():
+    x = torch.empty(1, 2, 40, 16, device="meta")
+    assert eva_attention(x, x, x, EvaConfig(window_size=16, chunk_size=8), None).shape == x.shape

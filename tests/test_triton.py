@@ -238,6 +238,41 @@ def test_nothing_behind_the_last_summary_is_read(window, big_tiles, monkeypatch)
     assert all(y.isfinite().all() for y in (out, *grads))
 
 
+def test_a_bias_that_hides_all_summaries_hides_nothing_else(big_tiles):
+    config = EvaConfig(window_size=16, chunk_size=8)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=1, H=2, G=2, T=150).to(torch.float32, device)
+    x.bias = torch.tensor([float("-inf"), torch.finfo(torch.float32).min], device=device)
+    out, expected = (attend(config, x, impl) for impl in ("triton", "reference"))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_noise_gets_no_gradient_and_asks_for_none(big_tiles):
+    config = EvaConfig(window_size=16, chunk_size=8)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=1, H=2, G=2, T=40).to(torch.float32, device)
+    noise = torch.zeros(1, 2, 5, 16, device=device, requires_grad=True)
+    for impl in ("triton", "reference"):
+        out = eva_attention(x.q, x.k, x.v, config, x.maps, noise=noise, impl=impl)
+        assert not out.requires_grad
+
+
+def test_gradients_of_maps_keep_the_dtype_of_each(big_tiles):
+    """A large gradient is finite in a float32 bias beside a float16 weight."""
+    config = EvaConfig(window_size=16, chunk_size=8)
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    x = make(config, B=1, H=2, G=2, T=60).to(torch.float32, device).requires_grad()
+    q_map = x.maps.q._replace(weight=x.maps.q.weight.detach().half().requires_grad_())
+    maps = AffineMaps(q_map, x.maps.k)
+    grads = []
+    for impl in ("triton", "reference"):
+        out = eva_attention(x.q, x.k, x.v, config, maps, bias=x.bias, impl=impl)
+        grads += torch.autograd.grad(1e6 * out.square().sum(), [q_map.bias])
+    assert grads[0].dtype == torch.float32
+    assert grads[0].isfinite().all()
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4 * float(grads[1].abs().max()))
+
+
 def positions_from(start: int, T: int) -> Positions:
     """Of a row whose second document begins at `start`."""
     index = torch.arange(T)

@@ -109,7 +109,7 @@ def attention_forward(
         k_rfa += b * stride_rb + g * stride_rh
         v_rfa += b * stride_rb + g * stride_rh
         if BIAS:
-            shift = tl.load(bias + h).to(tl.float32) * LOG2_E
+            shift = tl.maximum(tl.load(bias + h).to(tl.float32) * LOG2_E, _LOW)
     far = tl.where(start == first_start, entries_before(begin - start, S, P, SUMMARIES), 0)
     first_far = entries_before(first_begin - first_start, S, P, SUMMARIES)
     num_entries = entries_before(last_begin - first_start, S, P, SUMMARIES)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from triton.runtime import JITFunction
 
 from flasheva.triton.tiles import Kernel, SummaryTile, Tile, summary_tile_of, tile_of
 
@@ -122,7 +123,10 @@ class Call:
         return self.block_d if self.block_d <= 128 else 32
 
     @staticmethod
-    def launch(kernel: Any, grid: tuple[int, ...], *args: object, **options: object) -> None:
+    def launch(
+        kernel: JITFunction, grid: tuple[int, ...], *args: object, **options: object
+    ) -> None:
+        """On the GPU of the first argument; nothing for an empty grid."""
         if 0 not in grid:
             with torch.cuda.device_of(args[0]):  # Triton launches on the current device
                 kernel[grid](*args, **options)
@@ -134,7 +138,7 @@ def num_summaries(T: int, W: int, P: int, sliding: bool, packed: bool) -> int:
         return torch.sym_max(T - W, 0) // P
     if packed:  # blocks are counted from where a document starts
         return T // P
-    return (T - 1) // W * W // P
+    return torch.sym_max(T - 1, 0) // W * W // P
 
 
 def call_of(

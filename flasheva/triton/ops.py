@@ -283,7 +283,7 @@ def _backward(ctx: Any, do: Tensor, *_: Any) -> tuple[Any, ...]:
         *(do, q, k, v, maps, bias, seq_start, *saved, *ctx.static)
     )
     dbias = None if bias is None else others.pop(0).to(bias.dtype)
-    if maps:
+    if len({x.dtype for x in maps}) == 1:  # all at once
         others = [grad.to(maps[0].dtype) for grad in others]
     dmaps = [
         grad.to(x.dtype) for grad, x in zip(_split_maps(others, len(maps)), maps, strict=True)
