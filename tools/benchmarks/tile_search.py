@@ -2,21 +2,24 @@
 
 How the tiles of flasheva/triton/tiles.py were found. A tile's answers are compared with those of
 the tile that is in use before it is timed. Dims: as inputs.py.
+
+flasheva/triton is imported in functions: this module must import where there is no Triton.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from torch import Tensor
 
 from flasheva import EvaConfig
-from flasheva.triton import backward, forward
-from flasheva.triton.call import Call, Maps, call_of
-from flasheva.triton.tiles import SummaryTile, Tile
 from tools.benchmarks.correctness import relative_error
 from tools.benchmarks.inputs import Inputs
 from tools.benchmarks.timing import Timing, free_memory, measure_replay, measure_time
+
+if TYPE_CHECKING:
+    from flasheva.triton.call import Call
+    from flasheva.triton.tiles import SummaryTile, Tile
 
 Kernel = Literal["forward", "queries", "keys", "summaries", "summary_forward", "summary_backward"]
 # Relative, four roundings of bfloat16: sums in another order round otherwise.
@@ -33,17 +36,19 @@ class Trial:
         reason: why there is none, one line.
     """
 
-    tile: Tile | SummaryTile
+    tile: "Tile | SummaryTile"
     timing: Timing | None = None
     reason: str = ""
 
 
-def parse_tile(kernel: Kernel, text: str) -> Tile | SummaryTile:
+def parse_tile(kernel: Kernel, text: str) -> "Tile | SummaryTile":
     """Reads "BLOCK_M,BLOCK_N,WARPS,STAGES[,REGISTERS]", or "CHUNKS,TOKENS,WARPS" of summaries.
 
     Raises:
         ValueError: other than so many positive numbers.
     """
+    from flasheva.triton.tiles import SummaryTile, Tile
+
     words = text.split(",")
     summary = kernel.startswith("summary_")
     lengths = (3,) if summary else (4, 5)
@@ -58,7 +63,7 @@ def measure_tiles(
     config: EvaConfig,
     x: Inputs,
     kernel: Kernel,
-    tiles: Sequence[Tile | SummaryTile],
+    tiles: Sequence["Tile | SummaryTile"],
     repetitions: int | None,
 ) -> Iterator[Trial]:
     """Tries the tile in use, then `tiles`; on a GPU with CUDA graphs and a cold L2 cache.
@@ -100,6 +105,9 @@ class _Runs:
     """All that the kernels of one call read, computed once with the tiles in use."""
 
     def __init__(self, config: EvaConfig, x: Inputs) -> None:
+        from flasheva.triton import backward
+        from flasheva.triton.call import Maps, call_of
+
         q_map, k_map = x.maps
         weights = [q_map.weight, q_map.bias, k_map.weight, k_map.bias]
         rule = (config.window_size, config.chunk_size, config.sink_size, config.window)
@@ -130,16 +138,19 @@ class _Runs:
         self.grads = backward.summary_gradients(self.call, self.inputs)
         self.to = backward.through_summaries(self.call, self.inputs, *self.grads)
 
-    def tile(self, kernel: Kernel) -> Tile | SummaryTile:
+    def tile(self, kernel: Kernel) -> "Tile | SummaryTile":
         """The one in use."""
         if kernel == "summary_forward" or kernel == "summary_backward":
             return self.call.summary_tile("linear")
         return self.call.tile(kernel)
 
     def prepared(
-        self, kernel: Kernel, tile: Tile | SummaryTile
+        self, kernel: Kernel, tile: "Tile | SummaryTile"
     ) -> Callable[[], Mapping[str, Tensor]]:
         """A launch of the kernel that gives its results by name."""
+        from flasheva.triton import backward
+        from flasheva.triton.tiles import SummaryTile
+
         key = "summary" if isinstance(tile, SummaryTile) else kernel
         c = replace(self.call, chosen={key: tile})
         x, to = self.inputs, self.to
@@ -153,12 +164,16 @@ class _Runs:
         }
         return lambda: {f"result {i}": y for i, y in enumerate(run[kernel]())}
 
-    def _summaries(self, c: Call) -> tuple[Tensor, ...]:
+    def _summaries(self, c: "Call") -> tuple[Tensor, ...]:
+        from flasheva.triton import forward
+
         return forward.summaries(
             c, self.x.q, self.x.k, self.x.v, "linear", self.maps, None, save=True
         )
 
-    def _attend(self, c: Call) -> tuple[Tensor, Tensor]:
+    def _attend(self, c: "Call") -> tuple[Tensor, Tensor]:
+        from flasheva.triton import forward
+
         x = self.x
         k_rfa, v_rfa = self.inputs.k_rfa, self.inputs.v_rfa
         return forward.attend(c, x.q, x.k, x.v, k_rfa, v_rfa, x.bias, None, None, 0, save=True)
