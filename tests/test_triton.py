@@ -95,6 +95,7 @@ def assert_all_as_good_as_eager(
         ("sliding", 64, 2, 16, 50, False, "linear", 16),  # more sinks than tokens
         ("block", 16, 2, 16, 1, False, "linear", 16),
         ("sliding", 16, 2, 136, 70, False, "layernorm", 16),  # maps in parts
+        slow("sliding", 16, 1, 256, 130, True, "pooled", 16),
         slow("sliding", 96, 2, 16, 120, False, "linear", 24),  # nothing is a power of 2
     ],
 )

@@ -19,24 +19,24 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a program may 
 # of `summary_gradients` and `key_gradients` that spill were faster than those that do not. The
 # summary kernels do not spill with Triton 3.6. Nobody has measured the rest.
 SPILLS = {
-    (80, 64): {"map_gradients": 472, "summary_backward": 128},
-    (90, 64): {"summary_backward": 96, "summary_gradients": 304},
-    (100, 64): {"attention_forward": 8, "summary_backward": 112},
-    (80, 128): {"summary_backward": 384, "summary_forward": 64},
-    (90, 128): {
-        "key_gradients": 80,
-        "summary_backward": 368,
-        "summary_forward": 104,
-        "summary_gradients": 96,
-    },
-    (100, 128): {
-        "output_dot": 8,
-        "summary_backward": 376,
-        "summary_forward": 88,
-        "summary_gradients": 8,
-    },
+    (80, 64): {"summary_backward": 112},
+    (80, 128): {"summary_forward": 104, "summary_backward": 336},
     (80, 256): {"map_gradients": 8},
+    (90, 64): {"summary_gradients": 304, "summary_backward": 120},
+    (90, 128): {
+        "summary_forward": 128,
+        "summary_gradients": 96,
+        "summary_backward": 368,
+        "key_gradients": 80,
+    },
     (90, 256): {"map_gradients": 8},
+    (100, 64): {"attention_forward": 8, "summary_backward": 112},
+    (100, 128): {
+        "summary_forward": 120,
+        "output_dot": 8,
+        "summary_gradients": 8,
+        "summary_backward": 376,
+    },
     (100, 256): {},
 }
 KERNELS = {

@@ -14,7 +14,7 @@ def load_tokens(
     pointer, stride, chunk, m, d, num_chunks, D: tl.constexpr, P: tl.constexpr,
 ):
     """Tokens m of `chunk` as float32 [chunks, tokens, BLOCK_D]; zero where there is none."""
-    token = chunk[:, None] * P + m[None, :]
+    token = tl.cast(chunk[:, None] * P + m[None, :], tl.int64)  # stride may be a whole batch's
     there = (chunk < num_chunks)[:, None] & (m < P)[None, :]
     address = pointer + token[:, :, None] * stride + d[None, None, :]
     return tl.load(address, mask=there[:, :, None] & (d < D)[None, None, :], other=0.0).to(
