@@ -4,42 +4,34 @@
 `stability` trains a small model.
 """
 
-import importlib.metadata
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from tools.benchmarks.common import append_metrics, chosen, device_of, values, versions, words
 from tools.benchmarks.names import DtypeName, KernelName, PassName, WindowName
+from tools.benchmarks.stability_command import stability
 from tools.benchmarks.tile_command import tiles
 from tools.display import print_json, progress
-from tools.entry import command_line, run
+from tools.entry import run
 from tools.options import Json, Out
-from tools.results import append_result, check_appendable, device_name
-from tools.text_files import read_text
+from tools.results import check_appendable, device_name
 
 if TYPE_CHECKING:
     import torch
 
     from tools.benchmarks.kernels import Plan
-    from tools.benchmarks.report import Metric
     from tools.benchmarks.roofline import Ceilings
-
-Name = TypeVar("Name", bound=str)
-TrainedName = Literal["triton", "flex", "reference"]
-TrainedDtypeName = Literal["bfloat16", "float32"]
 
 # Short rows, where memory is the limit, to long ones, where arithmetic is.
 DEFAULT_SHAPES = ("16,12,2048,64", "4,12,8192,64", "1,16,65536,64", "1,16,32768,128")
 
 app = typer.Typer(add_completion=False, help="Measures speed, and stability in training.")
 app.command()(tiles)
-
-
-def _words(names: object) -> str:
-    return ", ".join(get_args(names))
+app.command()(stability)
 
 
 @app.command()
@@ -63,7 +55,7 @@ def kernels(
         typer.Option(
             "--window",
             metavar="WINDOW",
-            help=f"{_words(WindowName)}; may be repeated.",
+            help=f"{words(WindowName)}; may be repeated.",
             show_default="all",
         ),
     ] = None,
@@ -90,7 +82,7 @@ def kernels(
         typer.Option(
             "--impl",
             metavar="NAME",
-            help=f"{_words(KernelName)}; may be repeated.",
+            help=f"{words(KernelName)}; may be repeated.",
             show_default="all but reference; on a CPU flex and reference",
         ),
     ] = None,
@@ -99,7 +91,7 @@ def kernels(
         typer.Option(
             "--pass",
             metavar="PASS",
-            help=f"{_words(PassName)}; may be repeated.",
+            help=f"{words(PassName)}; may be repeated.",
             show_default="all",
         ),
     ] = None,
@@ -143,17 +135,17 @@ def kernels(
     from tools.benchmarks.roofline import measure_ceilings
 
     check_plot(plot)
-    where = _device(device)
+    where = device_of(device)
     plan = Plan(
-        windows=_chosen("--window", window, get_args(WindowName)),
+        windows=chosen("--window", window, get_args(WindowName)),
         window_size=window_size,
         chunk_size=chunk_size,
         sink_sizes=None if sink_size is None else tuple(sink_size),
         bias=bias,
         dtype=getattr(torch, dtype),
         device=where,
-        impls=_chosen("--impl", impl or DEFAULTS[where.type], get_args(KernelName)),
-        passes=_chosen("--pass", pass_, get_args(PassName)),
+        impls=chosen("--impl", impl or DEFAULTS[where.type], get_args(KernelName)),
+        passes=chosen("--pass", pass_, get_args(PassName)),
         repetitions=repetitions,
         cuda_graph=_graphs(cuda_graph, where),
     )
@@ -162,10 +154,11 @@ def kernels(
     ceilings = measure_ceilings(plan.dtype, where)
     reached = ceiling_metrics(ceilings)
     if json:
-        print_json({"dtype": dtype, "impl": "ceiling", **_values(reached)})
+        print_json({"dtype": dtype, "impl": "ceiling", **values(reached)})
     else:
         _print_header(plan, ceilings)
-    rows = _record(out, {"dtype": dtype}, "ceiling", reached, where)
+    append_metrics(out, "kernels", {"dtype": dtype}, "ceiling", reached, where)
+    rows: list[Mapping[str, object]] = []  # what a plot needs of them
     statuses, failed = set(), False
     bench = KernelBench(plan)
     for size in shapes:
@@ -174,7 +167,17 @@ def kernels(
             for outcome in bench.measure(size):
                 outcomes.append(outcome)
                 case, found = case_of(outcome, plan), metrics(outcome, ceilings)
-                rows += _record(out, case, outcome.impl, found, where)
+                append_metrics(out, "kernels", case, outcome.impl, found, where)
+                row = {
+                    "bench": "kernels",
+                    "case": case,
+                    "impl": outcome.impl,
+                    "device": device_name(where),
+                }
+                rows += [
+                    row | {"metric": name, "value": metric.value, "spread": metric.spread}
+                    for name, metric in found.items()
+                ]
                 advance(1)
         statuses |= {outcome.status for outcome in outcomes}
         failed |= any(outcome.fails_the_run for outcome in outcomes)
@@ -183,7 +186,7 @@ def kernels(
             continue
         for outcome in outcomes:
             head = case_of(outcome, plan) | {"impl": outcome.impl, "status": outcome.status}
-            print_json(head | {"note": note(outcome)} | _values(metrics(outcome, ceilings)))
+            print_json(head | {"note": note(outcome)} | values(metrics(outcome, ceilings)))
     if plot is not None and "timed" in statuses:
         write_plot(plot, points(rows), device_name(where))
     if failed or "timed" not in statuses:
@@ -204,148 +207,8 @@ def plot_rows(
     write_plot(picture, drawn, next(str(r["device"]) for r in read if r["bench"] == "kernels"))
 
 
-@app.command()
-def stability(
-    *,
-    text: Annotated[
-        list[Path],
-        typer.Option(
-            "--text",
-            metavar="FILE",
-            help="UTF-8 text, or JSON lines; .xz, .gz and .zst work; may be repeated.",
-        ),
-    ],
-    impl: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--impl",
-            metavar="NAME",
-            help=f"{_words(TrainedName)}; may be repeated.",
-            show_default="triton and reference",
-        ),
-    ] = None,
-    seed: Annotated[
-        list[int] | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            help="Decides weights and batches; may be repeated.",
-            show_default="0 and 1",
-        ),
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Of the optimizer.")] = 2000,
-    batch_size: Annotated[int, typer.Option(help="Rows of a step.")] = 16,
-    length: Annotated[int, typer.Option(metavar="BYTES", help="Of a row.")] = 512,
-    window_size: Annotated[int, typer.Option(help="Bytes that a query sees exactly.")] = 64,
-    dtype: Annotated[
-        TrainedDtypeName, typer.Option(help="bfloat16: weights stay float32, under autocast.")
-    ] = "bfloat16",
-    device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
-    json: Json = False,
-    out: Out = None,
-    plot: Annotated[
-        Path | None, typer.Option(metavar="FILE.png", help="Draw the curves; needs matplotlib.")
-    ] = None,
-) -> None:
-    """Trains a small model with our kernels and with the reference, and compares the losses.
-
-    A Llama of 4 layers of EVA attention (sliding window) learns the bytes of a text from scratch.
-    Each implementation trains once with each seed; the same seed means the same weights and
-    batches. The exit status is 1 if a loss or a gradient was not finite, or if an implementation
-    differs from the reference by more than the reference with one seed from itself with another.
-    """
-    check_appendable(out)
-    content = b"".join(read_text(path).encode() for path in text)
-    import torch
-
-    from tools.benchmarks.plot import check_plot
-    from tools.benchmarks.stability import Plan, compare, load_text, train
-    from tools.benchmarks.stability_report import (
-        print_comparison,
-        print_run,
-        record,
-        record_comparison,
-        training_progress,
-        write_curves,
-    )
-
-    check_plot(plot)
-    names = get_args(TrainedName)
-    plan = Plan(
-        impls=_chosen("--impl", impl or ("triton", "reference"), names),
-        seeds=tuple(dict.fromkeys(seed or (0, 1))),
-        steps=steps,
-        batch_size=batch_size,
-        length=length,
-        window_size=window_size,
-        dtype=getattr(torch, dtype),
-        device=_device(device),
-    )
-    tokens = load_text(plan, content)
-    source = {"text": [path.name for path in text], "bytes": len(content)}
-    if not json:
-        print(f"{device_name(plan.device)}; {_versions('torch', 'triton')}", flush=True)
-    runs = []
-    for name in plan.impls:
-        for number in plan.seeds:
-            with training_progress(name, number, plan.steps) as advance:
-                done = train(plan, name, number, tokens, advance)
-            print_run(done, json=json)
-            record(out, plan, source, done, command_line())
-            runs.append(done)
-    failed = any(done.failure is not None for done in runs)
-    comparison = None if failed else compare(runs)
-    print_comparison(comparison, plan, json=json)
-    if comparison is not None:
-        record_comparison(out, plan, source, comparison, command_line())
-    if plot is not None:
-        write_curves(plot, runs, device_name(plan.device))
-    if comparison is None or not comparison.within_spread:
-        raise typer.Exit(1)
-
-
-def _chosen(option: str, given: Sequence[str] | None, names: tuple[Name, ...]) -> tuple[Name, ...]:
-    """Those of `names` that were given, or all; Typer has no lists of choices."""
-    for name in given or ():
-        if name not in names:
-            raise ValueError(f"{option} must be one of {', '.join(names)}, not {name!r}")
-    return tuple(name for name in names if given is None or name in given)
-
-
-def _values(found: Mapping[str, "Metric"]) -> dict[str, object]:
-    return {name: metric.value for name, metric in found.items()}
-
-
-def _record(
-    out: Path | None,
-    case: Mapping[str, object],
-    impl: str,
-    found: Mapping[str, "Metric"],
-    device: "torch.device",
-) -> list[Mapping[str, object]]:
-    """Appends metrics to the file `out`, if there is one; the part of the rows that plots need."""
-    rows: list[Mapping[str, object]] = []
-    for name, metric in found.items():
-        if out is not None:
-            append_result(
-                out,
-                bench="kernels",
-                case=case,
-                impl=impl,
-                metric=name,
-                value=metric.value,
-                unit=metric.unit,
-                spread=metric.spread,
-                device=device,
-                command=command_line(),
-            )
-        head = {"bench": "kernels", "case": case, "impl": impl, "device": device_name(device)}
-        rows.append(head | {"metric": name, "value": metric.value, "spread": metric.spread})
-    return rows
-
-
 def _print_header(plan: "Plan", ceilings: "Ceilings") -> None:
-    print(f"{device_name(plan.device)}; {_versions('torch', 'triton', 'fla-core')}")
+    print(f"{device_name(plan.device)}; {versions('torch', 'triton', 'fla-core')}")
     exponentials = (
         "rate of exponentials unknown"
         if ceilings.exponentials is None
@@ -363,39 +226,10 @@ def _print_header(plan: "Plan", ceilings: "Ceilings") -> None:
     print(f"ms: time of {timed}{ours}", flush=True)
 
 
-def _versions(*packages: str) -> str:
-    found = []
-    for package in packages:
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {package}")
-    return ", ".join(found)
-
-
 def _graphs(asked: bool | None, device: "torch.device") -> bool:
     if asked and device.type != "cuda":
         raise ValueError(f"--cuda-graph needs a GPU, which --device {device} is not")
     return device.type == "cuda" if asked is None else asked
-
-
-def _device(name: str) -> "torch.device":
-    import torch
-
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = torch.device("meta")
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"kernels are measured on cuda or cpu, not {name!r}")
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise ValueError(
-                f"this torch sees no GPU {name!r}; --device cpu runs small shapes on a CPU"
-            )
-        if device.index is not None:
-            torch.cuda.set_device(device)
-    return device
 
 
 if __name__ == "__main__":

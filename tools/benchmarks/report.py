@@ -1,8 +1,8 @@
 """What a benchmark prints and records: tables for people, cases and metrics for rows."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from tools.benchmarks.common import Metric
 from tools.benchmarks.kernels import Outcome, Plan
 from tools.benchmarks.names import WindowName
 from tools.benchmarks.roofline import Ceilings, roofline
@@ -14,15 +14,6 @@ _COLUMNS = (
     *("roofline", "with exp"),
 )
 _EAGER = "*"  # marks eager calls among replayed CUDA graphs
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number of a measurement; `spread` is half the interquartile range, or None."""
-
-    value: float
-    unit: str
-    spread: float | None = None
 
 
 def metrics(outcome: Outcome, ceilings: Ceilings) -> dict[str, Metric]:

@@ -8,10 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from tools.benchmarks.report import Metric
+from tools.benchmarks.common import Metric, append_metrics, values
 from tools.benchmarks.stability import BASE, SPAN, Comparison, Difference, Plan, Run
 from tools.display import print_json, print_table
-from tools.results import append_result
 
 _UNIT = "nats/byte"
 
@@ -43,7 +42,7 @@ def print_run(run: Run, *, json: bool) -> None:
     if json:
         status = "finished" if run.failure is None else "failed"
         head = {"impl": run.impl, "seed": run.seed, "status": status, "note": run.failure or ""}
-        print_json(head | _values(_metrics(run)) | {"curve": run.curve})
+        print_json(head | values(_metrics(run)) | {"curve": run.curve})
     elif run.failure is not None:
         print(f"{_name(run.impl, run.seed)}: FAILED: {run.failure}", flush=True)
     else:
@@ -80,7 +79,7 @@ def print_comparison(comparison: Comparison | None, plan: Plan, *, json: bool) -
         print(f"within the spread of two seeds of the {BASE}: {'yes' if verdict else 'NO'}")
 
 
-def record(out: Path | None, plan: Plan, text: Mapping[str, object], run: Run, line: str) -> None:
+def record(out: Path | None, plan: Plan, text: Mapping[str, object], run: Run) -> None:
     """Appends a run to the file `out`, if there is one; the curve is part of the case.
 
     Args:
@@ -88,24 +87,24 @@ def record(out: Path | None, plan: Plan, text: Mapping[str, object], run: Run, l
         plan: what was trained.
         text: names and number of bytes, for the case.
         run: what became of it.
-        line: the command line.
     """
     case = _case(plan, text) | {"seed": run.seed, "span": SPAN, "curve": run.curve}
     if run.failure is not None:
         case["failure"] = run.failure
-    _append(out, plan, case, run.impl, _metrics(run), line)
+    append_metrics(out, "stability", case, run.impl, _metrics(run), plan.device)
 
 
 def record_comparison(
-    out: Path | None, plan: Plan, text: Mapping[str, object], comparison: Comparison, line: str
+    out: Path | None, plan: Plan, text: Mapping[str, object], comparison: Comparison
 ) -> None:
     """Appends all differences to the file `out`, if there is one; arguments as `record`."""
-    for impl, _, case, difference in _differences(comparison, plan):
+    for impl, _, part, difference in _differences(comparison, plan):
         found = {
             f"curve_difference_{name}": Metric(value, _UNIT)
             for name, value in difference._asdict().items()
         }
-        _append(out, plan, _case(plan, text) | {"span": SPAN} | case, impl, found, line)
+        case = _case(plan, text) | {"span": SPAN} | part
+        append_metrics(out, "stability", case, impl, found, plan.device)
 
 
 def write_curves(path: Path, runs: Sequence[Run], title: str) -> None:
@@ -148,10 +147,6 @@ def _metrics(run: Run) -> dict[str, Metric]:
     return {"loss": Metric(run.final_loss, _UNIT)}
 
 
-def _values(found: Mapping[str, Metric]) -> dict[str, object]:
-    return {name: metric.value for name, metric in found.items()}
-
-
 def _differences(
     comparison: Comparison, plan: Plan
 ) -> Iterator[tuple[str, str, dict[str, object], Difference]]:
@@ -176,28 +171,3 @@ def _case(plan: Plan, text: Mapping[str, object]) -> dict[str, object]:
         "context": plan.length,
         **text,
     }
-
-
-def _append(
-    out: Path | None,
-    plan: Plan,
-    case: Mapping[str, object],
-    impl: str,
-    found: Mapping[str, Metric],
-    line: str,
-) -> None:
-    if out is None:
-        return
-    for name, metric in found.items():
-        append_result(
-            out,
-            bench="stability",
-            case=case,
-            impl=impl,
-            metric=name,
-            value=metric.value,
-            unit=metric.unit,
-            spread=metric.spread,
-            device=plan.device,
-            command=line,
-        )

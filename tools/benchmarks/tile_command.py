@@ -4,11 +4,11 @@ from typing import Annotated
 
 import typer
 
+from tools.benchmarks.common import Metric, append_metrics, device_of
 from tools.benchmarks.names import DtypeName, WindowName
 from tools.display import print_json
-from tools.entry import command_line
 from tools.options import Json, Out
-from tools.results import append_result, check_appendable
+from tools.results import check_appendable
 
 
 def tiles(
@@ -60,7 +60,7 @@ def tiles(
     found = Shape.parse(shape)
     candidates = [parse_tile(name, text) for text in tile or ()]
     config = EvaConfig(window=window, window_size=window_size, chunk_size=chunk_size)
-    where = torch.device(device)
+    where = device_of(device)
     x = make_inputs(found, chunk_size, getattr(torch, dtype), where, bias=False)
     for trial in measure_tiles(config, x, name, candidates, repetitions):
         case = {
@@ -74,8 +74,8 @@ def tiles(
         }
         numbers = ",".join(str(n) for n in trial.tile if n is not None)
         if json:
-            time = None if trial.timing is None else trial.timing.median
-            print_json({**case, "ms": time, "reason": trial.reason})
+            median = None if trial.timing is None else trial.timing.median
+            print_json({**case, "ms": median, "reason": trial.reason})
         elif trial.timing is None:
             print(f"{numbers:20} {trial.reason}", flush=True)
         else:
@@ -83,16 +83,6 @@ def tiles(
                 f"{numbers:20} {trial.timing.median:.4f} ± {trial.timing.spread:.4f} ms",
                 flush=True,
             )
-        if out is not None and trial.timing is not None:
-            append_result(
-                out,
-                bench="tiles",
-                case=case,
-                impl="triton",
-                metric="time",
-                value=trial.timing.median,
-                unit="ms",
-                spread=trial.timing.spread,
-                device=where,
-                command=command_line(),
-            )
+        if trial.timing is not None:
+            time = Metric(trial.timing.median, "ms", trial.timing.spread)
+            append_metrics(out, "tiles", case, "triton", {"time": time}, where)
