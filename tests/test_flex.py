@@ -9,81 +9,21 @@ import itertools
 import pytest
 import torch
 
-from flasheva import EvaConfig, Impl, chunk_summaries, eva_attention
-from flasheva.visibility import Positions, visible
-from tests.inputs import Inputs, make
+from flasheva import EvaConfig
+from tests.accuracy import (
+    UNIT_ROUNDOFF,
+    assert_all_as_good_as_eager,
+    assert_as_good_as_eager,
+    attend,
+    eager,
+)
+from tests.inputs import make
 from tests.test_cache import tiny
 
 # FlexAttention's exponential on a GPU, ex2.approx, errs by so much whatever the dtype: four
 # roundings of float32, and nothing beside one of the others.
 EXPONENTIAL = 2**-22
 MAPS = ["linear"] * 6 + ["layernorm", "pooled"]
-UNIT_ROUNDOFF = {torch.float32: 2**-24, torch.bfloat16: 2**-9, torch.float16: 2**-11}
-
-
-def attend(config: EvaConfig, x: Inputs, impl: Impl) -> torch.Tensor:
-    return eva_attention(
-        *(x.q, x.k, x.v, config, x.maps), bias=x.bias, seq_start=x.seq_start, impl=impl
-    )
-
-
-def eager(config: EvaConfig, x: Inputs) -> torch.Tensor:
-    """Softmax attention over the augmented keys, every step in the inputs' own dtype."""
-    k_rfa, v_rfa = chunk_summaries(config, x.q, x.k, x.v, x.maps)
-    T, C = x.q.shape[2], k_rfa.shape[2]
-    group = x.q.shape[1] // x.k.shape[1]
-    keys = torch.cat([x.k, k_rfa], 2).repeat_interleave(group, 1)
-    values = torch.cat([x.v, v_rfa], 2).repeat_interleave(group, 1)
-    logits = x.q @ keys.transpose(-1, -2) * x.q.shape[3] ** -0.5
-    logits[..., T:] += x.bias.to(x.q.dtype)[:, None, None]
-    mask = visible(config, Positions(seq_start=x.seq_start), T, T, C, x.q.device)[:, None]
-    return logits.masked_fill(~mask, float("-inf")).softmax(-1) @ values
-
-
-def error(value: torch.Tensor, exact: torch.Tensor) -> float:
-    assert torch.isfinite(value).all()
-    return float((value.double().cpu() - exact).norm() / exact.norm().clamp(min=1e-30))
-
-
-def assert_as_good_as_eager(
-    name: str,
-    value: torch.Tensor,
-    low: torch.Tensor,
-    exact: torch.Tensor,
-    unit: float,
-    condition: float = 1.0,
-    exponential: float = 0.0,
-) -> None:
-    """`condition` is the size of the summands of `exact` over its own size; `exponential` the
-    error of the exponentials."""
-    if exact.norm() < 1e-9:  # T = 1: nothing depends on the logits
-        assert value.double().cpu().norm() < 1e-3, name
-        return
-    # Eager may happen to be exact (one key); one rounding of each summand is always allowed.
-    allowed = 2 * max(error(low, exact), condition * unit) + condition * exponential
-    assert error(value, exact) <= allowed, (name, error(value, exact), allowed)
-
-
-def condition_of_bias(config: EvaConfig, exact: Inputs, do: torch.Tensor) -> float:
-    """The gradient of the bias sums one number per query, of both signs, and every fused backward
-    takes that number from an output rounded to the low precision: the error of the sum is that
-    of its summands, however much they cancel."""
-    B, H, T, D = exact.q.shape
-    x = exact.to(torch.float64)
-    k_rfa, v_rfa = chunk_summaries(config, x.q, x.k, x.v, x.maps)
-    C = k_rfa.shape[2]
-    if C == 0:
-        return 1.0
-    group = H // x.k.shape[1]
-    keys = torch.cat([x.k, k_rfa], 2).repeat_interleave(group, 1)
-    values = torch.cat([x.v, v_rfa], 2).repeat_interleave(group, 1)
-    logits = x.q @ keys.transpose(-1, -2) * D**-0.5
-    per_query = x.bias[:, None].expand(B, H, T).clone().requires_grad_()
-    logits = torch.cat([logits[..., :T], logits[..., T:] + per_query[..., None]], -1)
-    mask = visible(config, Positions(seq_start=x.seq_start), T, T, C, x.q.device)[:, None]
-    out = logits.masked_fill(~mask, float("-inf")).softmax(-1) @ values
-    (grad,) = torch.autograd.grad(out, per_query, do.double())
-    return float(grad.abs().sum((0, 2)).norm() / grad.sum((0, 2)).norm().clamp(min=1e-30))
 
 
 @pytest.mark.parametrize(
@@ -134,28 +74,8 @@ def test_forward_and_gradients_on_a_gpu(dtype, setting):
     # A handle of its own for T = 1 and for rows without a chunk; the others share one.
     for T in (1 if packed else 7, 63, 130, 520):
         exact = make(config, B=B, H=H, G=G, D=D, T=T, packed=packed, seed=T)
-        do = torch.randn(B, H, T, D, generator=torch.Generator().manual_seed(T))
-        runs = {}
-        for name, x, f in (
-            ("exact", exact, lambda x: attend(config, x, "reference")),
-            ("eager", exact.to(dtype, "cuda"), lambda x: eager(config, x)),
-            ("flex", exact.to(dtype, "cuda"), lambda x: attend(config, x, "flex")),
-        ):
-            out = f(x.requires_grad())
-            out.backward(do.to(device=out.device, dtype=out.dtype))
-            runs[name] = {"o": out.detach()} | {
-                key: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
-                for key, tensor in x.tensors().items()
-            }
-        for key, value in runs["exact"].items():
-            condition = condition_of_bias(config, exact, do) if key == "bias" else 1.0
-            assert_as_good_as_eager(
-                f"T={T} {key}",
-                *(runs["flex"][key], runs["eager"][key], value),
-                UNIT_ROUNDOFF[dtype],
-                condition,
-                EXPONENTIAL,
-            )
+        allowed = {"of_output": EXPONENTIAL, "of_gradients": EXPONENTIAL}
+        assert_all_as_good_as_eager(config, exact, dtype, "cuda", "flex", **allowed)
 
 
 def test_prefill_onto_a_cache_on_a_cpu():

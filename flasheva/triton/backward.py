@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from flasheva.triton import attention_backward as kernels
+from flasheva.triton import key_gradients as of_keys
+from flasheva.triton import query_gradients as of_queries
 from flasheva.triton.call import Call, Maps, ceil_div, like_projection, power_of_2, strides
 from flasheva.triton.summary_backward import map_gradients, summary_backward
 
@@ -72,7 +73,7 @@ def output_dot(c: Call, out: Tensor, do: Tensor) -> Tensor:
     block = 64
     num_tiles = ceil_div(c.T, block)
     c.launch(
-        kernels.output_dot,
+        of_queries.output_dot,
         (num_tiles * c.B * c.H,),
         *(out, do, delta, *strides(out), *strides(do), c.T, c.H, num_tiles),
         D=c.D,
@@ -87,7 +88,7 @@ def summary_gradients(c: Call, x: Inputs) -> tuple[Tensor, Tensor]:
     dk_rfa, dv_rfa = x.k.new_empty((2, c.B, c.G, c.C, c.D), dtype=torch.float32)
     tile = c.tile("summaries")
     c.launch(
-        kernels.summary_gradients,
+        of_keys.summary_gradients,
         (ceil_div(c.C, tile.block_n) * c.B * c.G,),
         *(x.q, x.k_rfa, x.v_rfa, x.bias, x.seq_start, x.do, x.lse, x.delta, dk_rfa, dv_rfa),
         *(*strides(x.q), *strides(x.k_rfa), *strides(x.do), c.T, c.C, c.H, c.B * c.G, c.scale),
@@ -140,7 +141,7 @@ def key_gradients(
     tile = c.tile("keys")
     num_tiles = ceil_div(c.T, tile.block_n)
     c.launch(
-        kernels.key_gradients,
+        of_keys.key_gradients,
         (num_tiles * c.B * c.G,),
         *(x.q, x.k, x.v, x.seq_start, x.do, x.lse, x.delta, x.omega, dv_rfa),
         dk_rfa if pooled else to.k_mean_grad,
@@ -168,7 +169,7 @@ def query_gradients(c: Call, x: Inputs, to: ToTokens) -> tuple[Tensor, Tensor, T
     sink_shares = x.q.new_empty((c.B, c.H, num_tiles, 2, c.S, c.D))
     summaries = x.k_rfa.shape[2] > 0
     c.launch(
-        kernels.query_gradients,
+        of_queries.query_gradients,
         (num_tiles * c.B * c.H,),
         *(x.q, x.k, x.v, x.k_rfa, x.v_rfa, x.bias, x.seq_start, x.do, x.lse, x.delta),
         *(to.q_mean_grad, dq, bias_shares, sink_shares),
@@ -193,7 +194,7 @@ def add_sink_gradients(c: Call, x: Inputs, sink_shares: Tensor, dk: Tensor, dv: 
     num_tiles = sink_shares.shape[2]
     documents = num_tiles if c.packed else 1
     c.launch(
-        kernels.add_sink_gradients,
+        of_queries.add_sink_gradients,
         (ceil_div(c.S * c.D, _SINK_ENTRIES) * documents * c.B * c.G, 2),
         *(sink_shares, x.seq_start, dk, dv, *strides(dk), c.T, c.H, num_tiles),
         **_common(c) | {"BLOCK_D": _SINK_ENTRIES},
