@@ -728,9 +728,17 @@ def test_on_a_gpu_a_capture_that_fails_does_no_harm() -> None:
         torch.randn(9, device=device)
 
 
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
+
+
+def test_where_no_kernel_runs_no_tile_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    done = run("bench", "tiles", "--kernel", "keys", "--shape", "1,1,40,16", "--device", "cpu")
+    assert_mistake(done, "impl='triton' runs on cuda, not cpu")
+
+
 def test_tiles_are_tried_one_by_one_and_compared(tmp_path: Path) -> None:
-    device = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
-    sizes = f"--shape 1,1,80,16 --window-size 32 --dtype float32 --device {device}"
+    sizes = f"--shape 1,1,80,16 --window-size 32 --dtype float32 --device {DEVICE}"
     out = tmp_path / "tiles.jsonl"
     done = run(
         *("bench", "tiles", "--kernel", "keys", "--tile", "32,64,4,1", *sizes.split()),
@@ -745,5 +753,6 @@ def test_tiles_are_tried_one_by_one_and_compared(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("tile", ["64,64,4", "64,64,4,0", "a,b,c,d", "1,2,3,4,5,6"])
 def test_a_tile_that_is_none_is_refused_in_one_line(tile: str) -> None:
-    done = run("bench", "tiles", "--kernel", "keys", "--tile", tile, "--device", "cpu")
+    sizes = ("--shape", "1,1,40,16", "--dtype", "float32", "--device", DEVICE)
+    done = run("bench", "tiles", "--kernel", "keys", "--tile", tile, *sizes)
     assert_mistake(done, "a tile of keys is written such as 64,32,4,3")

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 DEFAULT_SHAPES = ("16,12,2048,64", "4,12,8192,64", "1,16,65536,64", "1,16,32768,128")
 
 app = typer.Typer(add_completion=False, help="Measures speed, and stability in training.")
-app.command()(tiles)
-app.command()(stability)
 
 
 @app.command()
@@ -205,6 +203,10 @@ def plot_rows(
     read = read_rows(rows)
     drawn = points(read)
     write_plot(picture, drawn, next(str(r["device"]) for r in read if r["bench"] == "kernels"))
+
+
+app.command()(tiles)
+app.command()(stability)
 
 
 def _print_header(plan: "Plan", ceilings: "Ceilings") -> None:

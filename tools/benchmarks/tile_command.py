@@ -50,7 +50,7 @@ def tiles(
     check_appendable(out)
     import torch
 
-    from flasheva import EvaConfig
+    from flasheva import EvaConfig, resolve_impl
     from tools.benchmarks.inputs import Shape, make_inputs
     from tools.benchmarks.tile_search import KERNELS, Kernel, measure_tiles, parse_tile
 
@@ -58,10 +58,11 @@ def tiles(
         raise ValueError(f"--kernel must be one of {', '.join(KERNELS)}, not {kernel!r}")
     name: Kernel = kernel
     found = Shape.parse(shape)
-    candidates = [parse_tile(name, text) for text in tile or ()]
     config = EvaConfig(window=window, window_size=window_size, chunk_size=chunk_size)
     where = device_of(device)
     x = make_inputs(found, chunk_size, getattr(torch, dtype), where, bias=False)
+    resolve_impl(x.q, config, "triton")  # or says why not
+    candidates = [parse_tile(name, text) for text in tile or ()]
     for trial in measure_tiles(config, x, name, candidates, repetitions):
         case = {
             "kernel": kernel,
