@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from flasheva.triton.exponential import LOG2_E, exp2
-from flasheva.triton.rule import between, entries_before, locate, whole_tiles
+from flasheva.triton.rule import between, locate, whole_tiles
 
 _LOW: tl.constexpr = tl.constexpr(-1.0e30)  # finite: a row that sees nothing yet makes no NaN
 
@@ -31,21 +31,19 @@ def load_rows(pointer, first, stride, rows, d, limit, D: tl.constexpr, MASKED: t
 
 @triton.jit
 def _attend(
-    acc, total, peak, q, keys, values, seen, full, bias, scale,
-    BIAS: tl.constexpr, PRECISION: tl.constexpr,
+    acc, total, peak, q, keys, values, x, low, high, full, bias, scale, PRECISION: tl.constexpr,
 ):
-    """Adds one tile of keys to the running softmax; `seen` [queries, keys] matters if not full.
+    """Adds one tile of keys x to the running softmax.
 
-    BIAS: `bias` [keys] is added to the logits.
+    A query sees those that are not below its `low`, but below its `high`; all of them if `full`.
+    `bias`, a number, is added to the logits.
     """
     logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
-    if BIAS:
-        logits = logits * scale + bias[None, :]
-        scale = 1.0
     if not full:
+        seen = between(x[None, :], low[:, None], high[:, None])
         logits = tl.where(seen, logits, float("-inf"))
-    new_peak = tl.maximum(peak, tl.max(logits, 1) * scale)
-    weights = exp2(logits * scale - new_peak[:, None], PRECISION == "ieee")
+    new_peak = tl.maximum(peak, tl.max(logits, 1) * scale + bias)
+    weights = exp2(logits * scale - (new_peak - bias)[:, None], PRECISION == "ieee")
     decay = exp2(peak - new_peak, PRECISION == "ieee")
     total = total * decay + tl.sum(weights, 1)
     acc = tl.dot(weights.to(values.dtype), values, acc * decay[:, None], input_precision=PRECISION)
@@ -65,7 +63,7 @@ def attention_forward(
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     SUMMARIES: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, CACHED: tl.constexpr,
     SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of queries x B * H. k_rfa and v_rfa share strides; lse is [B, H, T] contiguous.
 
@@ -103,71 +101,76 @@ def attention_forward(
     total = tl.zeros([BLOCK_M], tl.float32)
     peak = tl.zeros([BLOCK_M], tl.float32) + _LOW
 
-    # What lies before the windows is one list: sinks, then summaries. See rule.py.
+    offset = 0
+    if CACHED:
+        offset = key_offset - row_start  # of the row of a key from its position
+    if S > 0:
+        sinks = tl.arange(0, BLOCK_S)
+        sink_high = tl.minimum(first_start + S, last_begin)
+        sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
+        for i in tl.range(first_start, sink_high, BLOCK_S, num_stages=1):
+            x = i + sinks
+            row = x
+            if CACHED:  # sinks lie first, unless they are among the new tokens
+                row += tl.where(x < row_start, 0, offset)
+            row = row.to(tl.int64)[:, None]
+            mask = (x < sink_high)[:, None] & (d[None, :] < D)
+            keys = tl.load(k + row * stride_kt + d[None, :], mask=mask, other=0.0)
+            values = tl.load(v + row * stride_vt + d[None, :], mask=mask, other=0.0)
+            acc, total, peak = _attend(
+                acc, total, peak, queries, keys, values, x, start, sink_end, False, 0.0, scale,
+                PRECISION,
+            )
+    # Exact keys and the summaries that only some queries see share one loop, and so one pipeline.
+    # The exact keys come first: then `peak` is a logit that the query sees, not _LOW, and no bias
+    # of summaries, however low, is added to that.
     shift = 0.0
+    low, middle, high = 0, 0, 0
     if SUMMARIES:
         k_rfa += b * stride_rb + g * stride_rh
         v_rfa += b * stride_rb + g * stride_rh
         if BIAS:
             shift = tl.maximum(tl.load(bias + h).to(tl.float32) * LOG2_E, _LOW)
-    far = tl.where(start == first_start, entries_before(begin - start, S, P, SUMMARIES), 0)
-    first_far = entries_before(first_begin - first_start, S, P, SUMMARIES)
-    num_entries = entries_before(last_begin - first_start, S, P, SUMMARIES)
-    first_chunk = first_start // P + S // P
-    if SUMMARIES:
         # A later document of the tile, or padding past the end of a cache, may begin its window
         # behind the last summary.
-        num_entries = tl.minimum(num_entries, S + tl.maximum(C - first_chunk, 0))
-        first_far = tl.minimum(first_far, num_entries)
-    if PACKED:
-        first_far = tl.where(last_start == first_start, first_far, 0)
-
-    # Tiles of summaries that every query sees, if they are many, have a loop without masks.
-    low: tl.constexpr = (S + BLOCK_N - 1) // BLOCK_N * BLOCK_N
-    high = low
-    if SUMMARIES:
-        high += whole_tiles(first_far - low, BLOCK_N)
-        peak -= shift  # of these logits alone; so the loop need not add it
-        for i in tl.range(low, high, BLOCK_N):
-            summary = i - S + first_chunk
-            keys = load_rows(k_rfa, summary, stride_rt, columns, d, 0, D, False)
-            values = load_rows(v_rfa, summary, stride_rt, columns, d, 0, D, False)
-            acc, total, peak = _attend(
-                acc, total, peak, queries, keys, values, True, True, shift, scale, False, PRECISION
-            )
-        peak += shift
-    # All others and the exact keys share one loop, which so has one pipeline.
-    skipped = high - low
-    num_far = (num_entries - skipped + BLOCK_N - 1) // BLOCK_N
+        low, high = (first_start + S) // P, tl.minimum(last_begin // P, C)
+        middle = low + whole_tiles(tl.minimum(first_begin // P, high) - low, BLOCK_N)
+        if PACKED:
+            middle = tl.where(last_start == first_start, middle, low)
     num_exact = (last_n - first_begin + BLOCK_N) // BLOCK_N
-    for i in tl.range(0, num_far + num_exact):
-        is_far = i < num_far
-        at = i * BLOCK_N
-        at += tl.where(is_far, tl.where(at >= low, skipped, 0), first_begin - num_far * BLOCK_N)
-        full = (at >= last_begin) & (at + BLOCK_N <= first_n + 1)
-        full = tl.where(is_far, at + BLOCK_N <= first_far, full)
-        x = at + columns
-        see_low, see_high = tl.where(is_far, 0, begin), tl.where(is_far, far, n + 1)
-        seen = between(x[None, :], see_low[:, None], see_high[:, None])
-
-        row = tl.where(is_far, x + first_start, x)
-        there = tl.where(is_far, x < num_entries, x <= last_n)
-        if CACHED:  # the sinks lie first, unless they are among the new tokens
-            row += tl.where(is_far & (x < row_start), 0, key_offset - row_start)
-        rows_k, rows_v = k + row.to(tl.int64) * stride_kt, v + row.to(tl.int64) * stride_vt
-        extra = tl.zeros([BLOCK_N], tl.float32)
+    num_far = tl.maximum(high - middle + BLOCK_N - 1, 0) // BLOCK_N
+    for i in tl.range(0, num_exact + num_far):
+        x = first_begin + i * BLOCK_N
+        full = (x >= last_begin) & (x + BLOCK_N <= first_n + 1)
+        see_low, see_high = begin, n + 1
+        row, end = x + offset, last_n + 1 + offset
+        source_k, source_v, stride_k, stride_v, extra = k, v, stride_kt, stride_vt, 0.0
         if SUMMARIES:
-            is_summary = is_far & (x >= S)
-            row = (x - S + first_chunk).to(tl.int64) * stride_rt
-            rows_k = tl.where(is_summary, k_rfa + row, rows_k)
-            rows_v = tl.where(is_summary, v_rfa + row, rows_v)
-            extra = tl.where(is_summary, shift, extra)
-        mask = there[:, None] & (d[None, :] < D)
-        keys = tl.load(rows_k[:, None] + d[None, :], mask=mask, other=0.0)
-        values = tl.load(rows_v[:, None] + d[None, :], mask=mask, other=0.0)
+            is_far = i >= num_exact
+            x = tl.where(is_far, middle + (i - num_exact) * BLOCK_N, x)
+            whole = (x >= (last_start + S) // P) & (x + BLOCK_N <= first_begin // P)
+            full = tl.where(is_far, whole, full)
+            see_low = tl.where(is_far, (start + S) // P, see_low)
+            see_high = tl.where(is_far, begin // P, see_high)
+            row, end = tl.where(is_far, x, row), tl.where(is_far, high, end)
+            source_k, source_v = tl.where(is_far, k_rfa, k), tl.where(is_far, v_rfa, v)
+            stride_k = tl.where(is_far, stride_rt, stride_kt)
+            stride_v = tl.where(is_far, stride_rt, stride_vt)
+            extra = tl.where(is_far, shift, 0.0)
+        keys = load_rows(source_k, row, stride_k, columns, d, end, D, True)
+        values = load_rows(source_v, row, stride_v, columns, d, end, D, True)
         acc, total, peak = _attend(
-            acc, total, peak, queries, keys, values, seen, full, extra, scale, BIAS, PRECISION
+            acc, total, peak, queries, keys, values, x + columns, see_low, see_high, full, extra,
+            scale, PRECISION,
         )
+    if SUMMARIES:  # those that every query sees, if they are many
+        for x in tl.range(low, middle, BLOCK_N):
+            keys = load_rows(k_rfa, x, stride_rt, columns, d, 0, D, False)
+            values = load_rows(v_rfa, x, stride_rt, columns, d, 0, D, False)
+            acc, total, peak = _attend(
+                acc, total, peak, queries, keys, values, columns, n, n, True, shift, scale,
+                PRECISION,
+            )
 
     out += b * stride_ob + h * stride_oh + tl.cast(first, tl.int64) * stride_ot
     inside = (first + rows) < T

@@ -106,6 +106,7 @@ def attend(
         SAVE_LSE=save,
         PRECISION=c.precision,
         BLOCK_D=c.block_d,
+        BLOCK_S=c.sink_tile,
         BLOCK_M=tile.block_m,
         BLOCK_N=tile.block_n,
         **tile.options,

@@ -27,17 +27,8 @@ from flasheva.triton.rule import (
 
 @triton.jit
 def add_rows_of_chunks(
-    acc,
-    weights,
-    rows,
-    chunk,
-    first_chunk,
-    C,
-    d,
-    D: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    DTYPE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    acc, weights, rows, chunk, first_chunk, C, d,
+    D: tl.constexpr, CHUNKS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Adds to token i of a tile [tokens, BLOCK_D] weights[i] times the row of its chunk.
 
@@ -53,18 +44,7 @@ def add_rows_of_chunks(
 
 @triton.jit
 def _key_gradients(
-    dk,
-    dv,
-    keys,
-    values,
-    queries,
-    grads,
-    peak,
-    mean,
-    seen,
-    whole,
-    bias,
-    scale,
+    dk, dv, keys, values, queries, grads, peak, mean, seen, whole, bias, scale,
     PRECISION: tl.constexpr,
 ):
     """Adds what a tile of queries passes to keys; `seen` [keys, queries] matters unless whole."""
@@ -81,42 +61,14 @@ def _key_gradients(
 
 @triton.jit(do_not_specialize=["T", "C", "H", "num_heads"])
 def summary_gradients(
-    q,
-    k_rfa,
-    v_rfa,
-    bias,
-    seq_start,
-    do,
-    lse,
-    delta,
-    dk_rfa,
-    dv_rfa,
-    stride_qb,
-    stride_qh,
-    stride_qt,
-    stride_rb,
-    stride_rh,
-    stride_rt,
-    stride_gb,
-    stride_gh,
-    stride_gt,
-    T,
-    C,
-    H,
-    num_heads,
-    scale,
-    R: tl.constexpr,
-    D: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    S: tl.constexpr,
-    SLIDING: tl.constexpr,
-    BIAS: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    q, k_rfa, v_rfa, bias, seq_start, do, lse, delta, dk_rfa, dv_rfa,
+    stride_qb, stride_qh, stride_qt,
+    stride_rb, stride_rh, stride_rt,
+    stride_gb, stride_gh, stride_gt,
+    T, C, H, num_heads, scale,
+    R: tl.constexpr, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, S: tl.constexpr,
+    SLIDING: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of summaries x B * G (num_heads); results float32 [B, G, C, D] contiguous."""
     # Tile by tile over all heads: the first summaries have the most queries and go first.
@@ -172,18 +124,7 @@ def summary_gradients(
             if PACKED:
                 seen &= (chunk * P)[:, None] >= (start + S)[None, :]
             dk, dv = _key_gradients(
-                dk,
-                dv,
-                keys,
-                values,
-                queries,
-                grads,
-                peak,
-                mean,
-                seen,
-                False,
-                shift,
-                scale,
+                dk, dv, keys, values, queries, grads, peak, mean, seen, False, shift, scale,
                 PRECISION,
             )
         if not PACKED:
@@ -195,18 +136,7 @@ def summary_gradients(
                 peak = tl.load(lse_h + x + rows)
                 mean = tl.load(delta_h + x + rows)
                 dk, dv = _key_gradients(
-                    dk,
-                    dv,
-                    keys,
-                    values,
-                    queries,
-                    grads,
-                    peak,
-                    mean,
-                    True,
-                    True,
-                    shift,
-                    scale,
+                    dk, dv, keys, values, queries, grads, peak, mean, True, True, shift, scale,
                     PRECISION,
                 )
 
@@ -222,56 +152,17 @@ def summary_gradients(
 
 @triton.jit(do_not_specialize=["T", "C", "H", "num_tiles"])
 def key_gradients(
-    q,
-    k,
-    v,
-    seq_start,
-    do,
-    lse,
-    delta,
-    omega,
-    dv_rfa,
-    k_mean_grad,
-    weights,
-    logit_grads,
-    pool,
-    pool_grads,
-    mu,
-    dk,
-    dv,
-    stride_qb,
-    stride_qh,
-    stride_qt,
-    stride_kb,
-    stride_kh,
-    stride_kt,
-    stride_vb,
-    stride_vh,
-    stride_vt,
-    stride_gb,
-    stride_gh,
-    stride_gt,
-    stride_dkb,
-    stride_dkh,
-    stride_dkt,
-    T,
-    C,
-    H,
-    num_tiles,
-    scale,
-    R: tl.constexpr,
-    D: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    S: tl.constexpr,
-    SLIDING: tl.constexpr,
-    SUMMARIES: tl.constexpr,
-    POOLED: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    q, k, v, seq_start, do, lse, delta, omega, dv_rfa, k_mean_grad, weights, logit_grads, pool,
+    pool_grads, mu, dk, dv,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    stride_gb, stride_gh, stride_gt,
+    stride_dkb, stride_dkh, stride_dkt,
+    T, C, H, num_tiles, scale,
+    R: tl.constexpr, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, S: tl.constexpr,
+    SLIDING: tl.constexpr, SUMMARIES: tl.constexpr, POOLED: tl.constexpr, PACKED: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of keys x B * G. dk and dv share strides.
@@ -317,18 +208,7 @@ def key_gradients(
             seen = between((first + columns)[:, None], begin[None, :], n[None, :] + 1)
             whole = (x >= last) & (x + BLOCK_M <= full)
             dk_acc, dv_acc = _key_gradients(
-                dk_acc,
-                dv_acc,
-                keys,
-                values,
-                queries,
-                grads,
-                peak,
-                mean,
-                seen,
-                whole,
-                0.0,
-                scale,
+                dk_acc, dv_acc, keys, values, queries, grads, peak, mean, seen, whole, 0.0, scale,
                 PRECISION,
             )
     natural = scale / LOG2_E
@@ -348,42 +228,15 @@ def key_gradients(
             learned = tl.load(mu + g * D + d, mask=d < D, other=0.0).to(tl.float32)
             dk_acc += pool_grad[:, None] * learned[None, :]
         dv_acc = add_rows_of_chunks(
-            dv_acc,
-            weight,
-            dv_rfa + summary,
-            chunk,
-            first // P,
-            C,
-            d,
-            D,
-            CHUNKS,
-            keys.dtype,
+            dv_acc, weight, dv_rfa + summary, chunk, first // P, C, d, D, CHUNKS, keys.dtype,
             PRECISION,
         )
         dk_acc = add_rows_of_chunks(
-            dk_acc,
-            logit_grad,
-            omega + summary,
-            chunk,
-            first // P,
-            C,
-            d,
-            D,
-            CHUNKS,
-            keys.dtype,
+            dk_acc, logit_grad, omega + summary, chunk, first // P, C, d, D, CHUNKS, keys.dtype,
             PRECISION,
         )
         dk_acc = add_rows_of_chunks(
-            dk_acc,
-            share,
-            k_mean_grad + summary,
-            chunk,
-            first // P,
-            C,
-            d,
-            D,
-            CHUNKS,
-            keys.dtype,
+            dk_acc, share, k_mean_grad + summary, chunk, first // P, C, d, D, CHUNKS, keys.dtype,
             PRECISION,
         )
         dk_acc -= logit_grad[:, None] * keys.to(tl.float32)

@@ -16,21 +16,11 @@ from flasheva.triton.rule import between, end_of_document, locate, whole_tiles
 
 @triton.jit(do_not_specialize=["T", "H", "num_tiles"])
 def output_dot(
-    out,
-    do,
-    delta,
-    stride_ob,
-    stride_oh,
-    stride_ot,
-    stride_gb,
-    stride_gh,
-    stride_gt,
-    T,
-    H,
-    num_tiles,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    out, do, delta,
+    stride_ob, stride_oh, stride_ot,
+    stride_gb, stride_gh, stride_gt,
+    T, H, num_tiles,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):
     """delta [B, H, T] = rowsum(do * out). Grid: tiles of queries x B * H."""
     first = tl.program_id(0) % num_tiles * BLOCK_M
@@ -47,17 +37,8 @@ def output_dot(
 
 @triton.jit
 def _weights_and_gradients(
-    q,
-    do,
-    lse,
-    delta,
-    keys,
-    values,
-    seen,
-    bias,
-    scale,
-    WHOLE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, do, lse, delta, keys, values, seen, bias, scale,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """p and ds, [queries, keys] each; with WHOLE every query sees every key."""
     logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
@@ -70,59 +51,19 @@ def _weights_and_gradients(
 
 @triton.jit(do_not_specialize=["T", "C", "H", "num_tiles"])
 def query_gradients(
-    q,
-    k,
-    v,
-    k_rfa,
-    v_rfa,
-    bias,
-    seq_start,
-    do,
-    lse,
-    delta,
-    q_mean_grad,
-    dq,
-    bias_shares,
+    q, k, v, k_rfa, v_rfa, bias, seq_start, do, lse, delta, q_mean_grad, dq, bias_shares,
     sink_shares,
-    stride_qb,
-    stride_qh,
-    stride_qt,
-    stride_kb,
-    stride_kh,
-    stride_kt,
-    stride_vb,
-    stride_vh,
-    stride_vt,
-    stride_rb,
-    stride_rh,
-    stride_rt,
-    stride_gb,
-    stride_gh,
-    stride_gt,
-    stride_dqb,
-    stride_dqh,
-    stride_dqt,
-    T,
-    C,
-    H,
-    num_tiles,
-    scale,
-    R: tl.constexpr,
-    D: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    S: tl.constexpr,
-    SLIDING: tl.constexpr,
-    SUMMARIES: tl.constexpr,
-    QUERY_MEANS: tl.constexpr,
-    BIAS: tl.constexpr,
-    PACKED: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    BLOCK_S: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    stride_qb, stride_qh, stride_qt,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    stride_rb, stride_rh, stride_rt,
+    stride_gb, stride_gh, stride_gt,
+    stride_dqb, stride_dqh, stride_dqt,
+    T, C, H, num_tiles, scale,
+    R: tl.constexpr, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, S: tl.constexpr,
+    SLIDING: tl.constexpr, SUMMARIES: tl.constexpr, QUERY_MEANS: tl.constexpr, BIAS: tl.constexpr,
+    PACKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_D: tl.constexpr, CHUNKS: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of queries x B * H.
 
@@ -177,17 +118,7 @@ def query_gradients(
                     values = load_rows(v, x, stride_vt, sinks, d, sink_high, D, True)
                 seen = between((x + sinks)[None, :], start[:, None], sink_end[:, None])
                 p, ds = _weights_and_gradients(
-                    queries,
-                    grads,
-                    peak,
-                    mean,
-                    keys,
-                    values,
-                    seen,
-                    0.0,
-                    scale,
-                    False,
-                    PRECISION,
+                    queries, grads, peak, mean, keys, values, seen, 0.0, scale, False, PRECISION,
                 )
                 ds = ds.to(keys.dtype)
                 acc = tl.dot(ds, keys, acc, input_precision=PRECISION)
@@ -214,17 +145,7 @@ def query_gradients(
                 keys = load_rows(k_rfa, x, stride_rt, columns, d, 0, D, False)
                 values = load_rows(v_rfa, x, stride_rt, columns, d, 0, D, False)
                 p, ds = _weights_and_gradients(
-                    queries,
-                    grads,
-                    peak,
-                    mean,
-                    keys,
-                    values,
-                    True,
-                    shift,
-                    scale,
-                    True,
-                    PRECISION,
+                    queries, grads, peak, mean, keys, values, True, shift, scale, True, PRECISION,
                 )
                 acc = tl.dot(ds.to(keys.dtype), keys, acc, input_precision=PRECISION)
                 per_query += tl.sum(ds, 1)
@@ -262,17 +183,8 @@ def query_gradients(
     acc = acc * (scale / LOG2_E)
     if QUERY_MEANS:
         acc = add_rows_of_chunks(
-            acc,
-            tl.full([BLOCK_M], 1.0, tl.float32),
-            q_mean_grad + (b * (H // R) + g) * C * D,
-            (first + rows) // P,
-            first // P,
-            C,
-            d,
-            D,
-            CHUNKS,
-            queries.dtype,
-            PRECISION,
+            acc, tl.full([BLOCK_M], 1.0, tl.float32), q_mean_grad + (b * (H // R) + g) * C * D,
+            (first + rows) // P, first // P, C, d, D, CHUNKS, queries.dtype, PRECISION,
         )
     dq += b * stride_dqb + h * stride_dqh + tl.cast(first, tl.int64) * stride_dqt
     tl.store(
@@ -284,25 +196,11 @@ def query_gradients(
 
 @triton.jit(do_not_specialize=["T", "H", "num_tiles"])
 def add_sink_gradients(
-    sink_shares,
-    seq_start,
-    dk,
-    dv,
-    stride_dkb,
-    stride_dkh,
-    stride_dkt,
-    T,
-    H,
-    num_tiles,
-    R: tl.constexpr,
-    D: tl.constexpr,
-    W: tl.constexpr,
-    P: tl.constexpr,
-    S: tl.constexpr,
-    SLIDING: tl.constexpr,
-    PACKED: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    sink_shares, seq_start, dk, dv,
+    stride_dkb, stride_dkh, stride_dkt,
+    T, H, num_tiles,
+    R: tl.constexpr, D: tl.constexpr, W: tl.constexpr, P: tl.constexpr, S: tl.constexpr,
+    SLIDING: tl.constexpr, PACKED: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_T: tl.constexpr,
 ):
     """Adds to the sinks the shares of all tiles that look back at them.

@@ -5,9 +5,9 @@ begins in its row, `begin` where its exact window begins. Both never decrease al
 first and the last query of a tile bound what the tile sees:
 
 - exact keys from the first query's `begin` to the last query,
-- entries of one list, the sinks of the first document and then its summaries, up to the last
-  query's `begin`. Tiles are no larger than a window, so the later documents of a tile are still
-  inside their first window: their queries see nothing of a list.
+- sinks and summaries of the first document, up to the last query's `begin`. Tiles are no larger
+  than a window, so the later documents of a tile are still inside their first window: their
+  queries see none.
 """
 
 import triton
@@ -45,18 +45,6 @@ def locate(
     else:
         start = n * 0
     return n, start, start + window_start(n - start, W, P, SLIDING)
-
-
-@triton.jit
-def entries_before(begin, S: tl.constexpr, P: tl.constexpr, SUMMARIES: tl.constexpr):
-    """How many sinks and then summaries a query sees, or a window's length of queries.
-
-    `begin` counts from the start of the document to that of the window, in whole chunks.
-    """
-    if SUMMARIES:
-        return tl.minimum(begin, S + (begin - S) // P)
-    else:
-        return tl.minimum(begin, S)
 
 
 @triton.jit
