@@ -78,18 +78,21 @@ def condition_of_bias(config: EvaConfig, exact: Inputs, do: torch.Tensor) -> flo
     return float(grad.abs().sum((0, 2)).norm() / grad.sum((0, 2)).norm().clamp(min=1e-30))
 
 
-def condition_of_phi(config: EvaConfig, exact: Inputs, do: torch.Tensor) -> float:
-    """The gradient of phi sums one vector per chunk, of all directions; see condition_of_bias."""
+def condition_of_omega(config: EvaConfig, exact: Inputs, do: torch.Tensor) -> float:
+    """The gradients of phi and of a linear q map's bias sum that of omega over chunks (the bias
+    over heads, too), in all directions; see condition_of_bias."""
     x = exact.to(torch.float64)
     B, G, T, D = x.k.shape
     if config.chunk_size > T:
         return 1.0
-    shift = torch.zeros(B, G, T // config.chunk_size, D, dtype=torch.float64, requires_grad=True)
+    shift = torch.zeros(B, G, T // config.chunk_size, D, dtype=torch.float64)
+    shift.requires_grad_()
     summaries = chunk_summaries(config, x.q, x.k, x.v, x.maps, noise=shift)  # added to omega
     positions = Positions(seq_start=x.seq_start)
     out = reference_attention(config, x.q, x.k, x.v, *summaries, x.bias, positions)
     (grad,) = torch.autograd.grad(out, shift, do.double())
-    return float(grad.abs().sum((0, 2)).norm() / grad.sum((0, 2)).norm().clamp(min=1e-30))
+    dims = (0, 2) if config.summary_map == "pooled" else (0, 1, 2)
+    return float(grad.abs().sum(dims).norm() / grad.sum(dims).norm().clamp(min=1e-30))
 
 
 def assert_all_as_good_as_eager(
@@ -121,9 +124,12 @@ def assert_all_as_good_as_eager(
             key: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
             for key, tensor in x.tensors().items()
         }
-    conditions = {"bias": condition_of_bias, "phi": condition_of_phi}
+    conditions = {"bias": condition_of_bias, "phi": condition_of_omega}
+    if config.summary_map == "linear":
+        conditions["q.bias"] = condition_of_omega
     for key, value in runs["exact"].items():
-        condition = conditions[key](config, exact, do) if key in sums else 1.0
+        sums_up = key in sums and key in conditions
+        condition = conditions[key](config, exact, do) if sums_up else 1.0
         assert_as_good_as_eager(
             f"T={exact.q.shape[2]} {key}",
             *(runs["fast"][key], runs["eager"][key], value),
