@@ -137,6 +137,16 @@ def eva_attention_with_cache(
     config = cache.config
     needs_grad = _needs_grad(q, k, v, bias, *_parameters(maps))
     chosen = resolve_impl(q, config, impl, needs_grad=needs_grad, cached=True)
+    if chosen == "triton" and q.shape[2] == 1:
+        from flasheva.triton.ops import triton_decode
+
+        return triton_decode(
+            *(config, q, k, v, maps, bias, length, count),
+            sinks=(cache.sink_k, cache.sink_v),
+            ring=(cache.window_k, cache.window_v),
+            summaries=None if maps is None else (cache.k_rfa, cache.v_rfa, cache.q_sum),
+            arrived=cache.arrived,
+        )
     if maps is not None:
         cache.write_summaries(q, k, v, maps, length, count)
     keys, values, k_rfa, v_rfa, positions = cache.readable(k, v, length)
@@ -152,8 +162,8 @@ def eva_attention_with_cache(
 
 
 def _in_autocast(x: Tensor) -> bool:
-    device = x.device.type  # not all have an autocast: "meta"
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    # "meta" has no autocast. To ask which devices have one breaks the graph before torch 2.12.
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 def _autocast(*tensors: Tensor) -> list[Tensor]:
@@ -202,7 +212,7 @@ def resolve_impl(
         "flex": _why_not_flex(q, needs_grad=needs_grad),
     }
     if impl == "auto":
-        if q.device.type != "cuda" or q.shape[2] < _FEW_QUERIES:
+        if q.device.type != "cuda" or (q.shape[2] < _FEW_QUERIES and not cached):
             return "reference"
         if refusals["triton"] is None:
             return "triton"

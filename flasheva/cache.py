@@ -69,12 +69,16 @@ class EvaCache:
         self.q_sum = zeros(
             max_rollback + 1 if summaries else 0, head_dim, dtype=summary_dtype(dtype)
         )
+        # Scratch of the decode kernel, zeros between steps.
+        self.arrived = torch.zeros(
+            batch_size * num_key_value_heads, dtype=torch.int32, device=device
+        )
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All state, for counting bytes and for resetting."""
         return (
             *(self.sink_k, self.sink_v, self.window_k, self.window_v),
-            *(self.k_rfa, self.v_rfa, self.q_sum),
+            *(self.k_rfa, self.v_rfa, self.q_sum, self.arrived),
         )
 
     def readable(

@@ -1,7 +1,8 @@
 """The kernels as ops of PyTorch: fake kernels for tracing, and autograd. Launches: forward.py.
 
 `flasheva::attention` is whole rows, summaries included, with a backward;
-`flasheva::attention_onto_cache` is new queries over what a cache holds, without one.
+`flasheva::attention_onto_cache` is new queries over what a cache holds, without one, and
+`flasheva::decode` one new token per row, which it also writes into the cache.
 
 Dims: B batch, H query heads, G key/value heads, R = H / G, D head dim, T tokens, N keys,
 C chunks whose summary somebody sees.
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from flasheva.config import EvaConfig
 from flasheva.summary import AffineMaps, PooledMaps, SummaryMaps
-from flasheva.triton import backward, forward
+from flasheva.triton import backward, decode, forward
 from flasheva.triton.call import Maps, call_of, like_projection, num_summaries
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -72,6 +73,50 @@ def triton_attention_onto_cache(
     dtype, (q, k, v, k_rfa, v_rfa) = q.dtype, _alike(q, k, v, k_rfa, v_rfa)
     out: Tensor = _attention_onto_cache(
         *(q, k, v, k_rfa, v_rfa, bias, q_start),
+        *(config.window_size, config.chunk_size, config.sink_size, config.window),
+    )
+    return out.to(dtype)
+
+
+def triton_decode(
+    config: EvaConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: SummaryMaps | None,
+    bias: Tensor | None,
+    length: Tensor,
+    count: Tensor,
+    *,
+    sinks: tuple[Tensor, Tensor] | None,
+    ring: tuple[Tensor, Tensor],
+    summaries: tuple[Tensor, Tensor, Tensor] | None,
+    arrived: Tensor,
+) -> Tensor:
+    """A step of one token per row: attention over the cache and itself, and its place in there.
+
+    Args:
+        config: window, chunk, sinks.
+        q: [B, H, 1, D]; k, v: [B, G, 1, D].
+        maps: of summaries; None for a layer without.
+        bias: [H] or None.
+        length: int [B], tokens of each row that the cache holds.
+        count: int [B], 1, or 0 for a row that takes no token: its output means nothing.
+        sinks: keys, values [B, G, S, D], or None.
+        ring: keys, values [B, G, slots, D]; a token at p lies in p % slots.
+        summaries: k_rfa, v_rfa [B, G, C, D] and q_sum float32 [B, G, K + 1, D], or None.
+        arrived: int32 [B * G], zeros; scratch of the kernel, which leaves zeros.
+
+    Returns:
+        [B, H, 1, D] in the dtype of q.
+    """
+    kind, tensors = _flatten(maps)
+    _check_maps(kind, tensors, k.shape[1], k.shape[3])
+    dtype, (q, k, v) = q.dtype, _alike(q, k, v)
+    out: Tensor = _decode(
+        *(q, k, v, length, count, bias, *(sinks or (None, None)), *ring),
+        *(summaries or (None, None, None)),
+        *(arrived, tensors, kind),
         *(config.window_size, config.chunk_size, config.sink_size, config.window),
     )
     return out.to(dtype)
@@ -325,6 +370,72 @@ def _(
     v_rfa: Tensor,
     bias: Tensor | None,
     q_start: Tensor,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+) -> Tensor:
+    return like_projection(*_sizes(q), q)
+
+
+@torch.library.custom_op(
+    "flasheva::decode",
+    mutates_args=(
+        *("sink_k", "sink_v", "window_k", "window_v", "k_rfa", "v_rfa", "q_sum", "arrived"),
+    ),
+)
+def _decode(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: Tensor,
+    count: Tensor,
+    bias: Tensor | None,
+    sink_k: Tensor | None,
+    sink_v: Tensor | None,
+    window_k: Tensor,
+    window_v: Tensor,
+    k_rfa: Tensor | None,
+    v_rfa: Tensor | None,
+    q_sum: Tensor | None,
+    arrived: Tensor,
+    maps: list[Tensor],
+    kind: str,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+) -> Tensor:
+    q, k, v = (_rows_apart(x) for x in (q, k, v))
+    sinks = None if sink_k is None or sink_v is None else (sink_k, sink_v)
+    summaries = None
+    if k_rfa is not None and v_rfa is not None and q_sum is not None:
+        summaries = (k_rfa, v_rfa, q_sum)
+    c = call_of(q, k, None, window_size, chunk_size, sink_size, window)
+    return decode.decode(
+        *(c, q, k, v, length, count, bias, sinks, (window_k, window_v), summaries, arrived),
+        *(kind, Maps.of(kind, maps)),
+    )
+
+
+@_decode.register_fake
+def _(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: Tensor,
+    count: Tensor,
+    bias: Tensor | None,
+    sink_k: Tensor | None,
+    sink_v: Tensor | None,
+    window_k: Tensor,
+    window_v: Tensor,
+    k_rfa: Tensor | None,
+    v_rfa: Tensor | None,
+    q_sum: Tensor | None,
+    arrived: Tensor,
+    maps: list[Tensor],
+    kind: str,
     window_size: int,
     chunk_size: int,
     sink_size: int,
