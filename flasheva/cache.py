@@ -78,7 +78,7 @@ class EvaCache:
         """All state, for counting bytes and for resetting."""
         return (
             *(self.sink_k, self.sink_v, self.window_k, self.window_v),
-            *(self.k_rfa, self.v_rfa, self.q_sum, self.arrived),
+            *(self.k_rfa, self.v_rfa, self.q_sum),
         )
 
     def readable(

@@ -93,7 +93,11 @@ def _flex(
     positions: Positions,
 ) -> Tensor:
     num_keys, num_summaries = k.shape[2], k_rfa.shape[2]
-    mask_mod = _mask_mod(config, positions, num_keys)
+    end: int | Tensor = num_keys
+    if q.device.type == "cuda":
+        # As a tensor: where torch 2.11 finds that T is 128, its kernel cannot name that size.
+        end = torch.full((), num_keys, dtype=torch.int32, device=q.device)
+    mask_mod = _mask_mod(config, positions, end)
     block_mask = make_block_mask(
         config, positions, q.shape[2], num_keys, num_summaries, q.device, mask_mod
     )
@@ -101,7 +105,7 @@ def _flex(
         q,
         torch.cat([k, k_rfa], dim=2),
         torch.cat([v, v_rfa], dim=2),
-        score_mod=None if bias is None else _score_mod(bias, num_keys),
+        score_mod=None if bias is None else _score_mod(bias, end),
         block_mask=block_mask,
         enable_gqa=q.shape[1] != k.shape[1],
     )
@@ -109,7 +113,7 @@ def _flex(
     return out
 
 
-def _mask_mod(config: EvaConfig, positions: Positions, num_keys: int) -> MaskMod:
+def _mask_mod(config: EvaConfig, positions: Positions, num_keys: int | Tensor) -> MaskMod:
     query, key, seq_start = positions
 
     def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -124,7 +128,7 @@ def _mask_mod(config: EvaConfig, positions: Positions, num_keys: int) -> MaskMod
     return mask_mod
 
 
-def _score_mod(bias: Tensor, num_keys: int) -> Callable[..., Tensor]:
+def _score_mod(bias: Tensor, num_keys: int | Tensor) -> Callable[..., Tensor]:
     def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return torch.where(j < num_keys, score, score + bias[h])
 

@@ -137,15 +137,18 @@ def chunk_summaries(
     """
     P = config.chunk_size
     C = k.shape[2] // P
-    shape = (C, P)
-    # Cast first: a cast asks whether its input is contiguous, and of the complete chunks alone
-    # that depends on T % P == 0, on which torch.compile would then specialise.
-    q_wide, k_wide, v_wide = (x.to(summary_dtype(x.dtype))[:, :, : C * P] for x in (q, k, v))
-    k_BGCPD, v_BGCPD = (x.unflatten(2, shape) for x in (k_wide, v_wide))
-    sums = query_sums(q_wide, k.shape[1]).unflatten(2, shape).sum(3)
+    # The incomplete chunk, or one of padding, is summarised too and dropped in the end: of the
+    # complete ones alone, whether a slice of tokens is contiguous depends on T % P == 0, on which
+    # torch.compile specialises, in casts and in gradients of slices.
+    behind = (C + 1) * P - k.shape[2]
+    q, k, v = (F.pad(x, (0, 0, 0, behind)) for x in (q, k, v))
+    k_BGCPD, v_BGCPD = (x.unflatten(2, (C + 1, P)) for x in (k, v))
+    sums = query_sums(q, k.shape[1]).unflatten(2, (C + 1, P)).sum(3)
     q_mean = sums / (P * (q.shape[1] // k.shape[1]))
+    if noise is not None:
+        noise = F.pad(noise, (0, 0, 0, 1))
     k_rfa, v_rfa = summarize(k_BGCPD, v_BGCPD, q_mean, maps, noise=noise)
-    return k_rfa.to(k.dtype), v_rfa.to(v.dtype)
+    return k_rfa[:, :, :C], v_rfa[:, :, :C].to(v.dtype)
 
 
 def _apply(f: AffineMap, x: Tensor) -> Tensor:

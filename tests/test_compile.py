@@ -111,6 +111,16 @@ def test_inductor_gives_the_same_numbers():
     assert (torch.cat(out, 1) - full[:, 36:]).abs().max() <= 1e-5 * full.abs().max()
 
 
+@pytest.mark.slow
+def test_training_with_inductor_never_recompiles():
+    """Inductor asks more than tracing: whether slices are contiguous, which T % P may decide."""
+    model = tiny(("eva_attention",), dtype=torch.float32, window_size=64, chunk_size=16)
+    compiled = torch.compile(model, fullgraph=True)
+    for number, T in enumerate((300, 517, 1024)):
+        with torch._dynamo.config.patch(error_on_recompile=number > 1):
+            compiled(ids(2, T)).square().mean().backward()
+
+
 def test_generation_does_not_recompile_for_other_prompts(monkeypatch):
     model = tiny(dtype=torch.float32)
     monkeypatch.setattr(

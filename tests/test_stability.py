@@ -174,6 +174,17 @@ def test_a_failed_run_fails_the_command_and_others_go_on(
     assert rows == [("failed_step", 0, "the loss is nan at step 1"), ("loss", 1, None)]
 
 
+@pytest.mark.slow
+def test_jobs_change_nothing_but_the_time() -> None:
+    plan = replace(SMALL, steps=3)
+    alone, together = (
+        list(stability.train_all(plan, TEXT.encode(), jobs, lambda *_: None)) for jobs in (1, 2)
+    )
+    assert [(x.impl, x.seed, x.losses) for x in alone] == [
+        (x.impl, x.seed, x.losses) for x in together
+    ]
+
+
 # Comparing
 
 

@@ -12,11 +12,14 @@ Weights and optimizer are float32, and the model runs under autocast.
 Dims: B rows of a batch, T = length bytes, H heads, G key/value heads, D head dim, P chunk size.
 """
 
+import functools
 import itertools
 import math
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -178,6 +181,34 @@ def train(
         advance(found[0])
     seconds = time.perf_counter() - start
     return Run(impl=impl, seed=seed, losses=tuple(losses), failure=failure, seconds=seconds)
+
+
+def train_all(
+    plan: Plan,
+    content: bytes,
+    jobs: int,
+    advance: Callable[[Implementation, int, float], None],
+) -> Iterator[Run]:
+    """Every implementation with every seed, in this order, `jobs` at a time.
+
+    `advance` is told implementation, seed and loss after every step, if there is one job.
+    """
+    pairs = [(impl, seed) for impl in plan.impls for seed in plan.seeds]
+    if jobs == 1:
+        text = load_text(plan, content)
+        for impl, seed in pairs:
+            yield train(plan, impl, seed, text, functools.partial(advance, impl, seed))
+        return
+    # Not forks: CUDA does not survive them.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(jobs, len(pairs)), mp_context=context) as pool:
+        waiting = [pool.submit(_train_alone, plan, content, *pair) for pair in pairs]
+        for run in waiting:
+            yield run.result()
+
+
+def _train_alone(plan: Plan, content: bytes, impl: Implementation, seed: int) -> Run:
+    return train(plan, impl, seed, load_text(plan, content))
 
 
 def initial_model(plan: Plan, impl: Implementation, seed: int) -> Llama:

@@ -49,6 +49,9 @@ def stability(
     dtype: Annotated[
         TrainedDtypeName, typer.Option(help="bfloat16: weights stay float32, under autocast.")
     ] = "bfloat16",
+    jobs: Annotated[
+        int, typer.Option(metavar="N", help="Runs at a time, each in a process of its own.")
+    ] = 1,
     device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
     json: Json = False,
     out: Out = None,
@@ -64,11 +67,13 @@ def stability(
     differs from the reference by more than the reference with one seed from itself with another.
     """
     check_appendable(out)
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, not {jobs}")
     content = b"".join(read_text(path).encode() for path in text)
     import torch
 
     from tools.benchmarks.plot import check_plot
-    from tools.benchmarks.stability import Plan, compare, load_text, train
+    from tools.benchmarks.stability import Plan, compare, load_text, train_all
     from tools.benchmarks.stability_report import (
         print_comparison,
         print_run,
@@ -90,15 +95,13 @@ def stability(
         dtype=getattr(torch, dtype),
         device=device_of(device),
     )
-    tokens = load_text(plan, content)
+    load_text(plan, content)  # or says what is wrong with it
     source = {"text": [path.name for path in text], "bytes": len(content)}
     if not json:
         print(f"{device_name(plan.device)}; {versions('torch', 'triton')}", flush=True)
     runs = []
-    for name in plan.impls:
-        for number in plan.seeds:
-            with training_progress(name, number, plan.steps) as advance:
-                done = train(plan, name, number, tokens, advance)
+    with training_progress(plan, jobs) as advance:
+        for done in train_all(plan, content, jobs, advance):
             print_run(done, json=json)
             record(out, plan, source, done)
             runs.append(done)

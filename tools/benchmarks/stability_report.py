@@ -16,8 +16,11 @@ _UNIT = "nats/byte"
 
 
 @contextmanager
-def training_progress(impl: str, seed: int, steps: int) -> Iterator[Callable[[float], None]]:
-    """A progress bar on stderr if that is a terminal; call the result with the loss of a step."""
+def training_progress(plan: Plan, jobs: int) -> Iterator[Callable[[str, int, float], None]]:
+    """A progress bar on stderr if that is a terminal; call the result after every step.
+
+    It takes implementation, seed and loss. Several jobs have no bar, only their results.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -25,13 +28,13 @@ def training_progress(impl: str, seed: int, steps: int) -> Iterator[Callable[[fl
         TimeRemainingColumn(),
     )
     stderr = Console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
-        name = _name(impl, seed)
-        task = bar.add_task(name, total=steps)
+    hidden = jobs > 1 or not stderr.is_terminal
+    with Progress(*columns, console=stderr, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=plan.steps * len(plan.impls) * len(plan.seeds))
 
-        def advance(loss: float) -> None:
+        def advance(impl: str, seed: int, loss: float) -> None:
             speed = bar.tasks[task].speed or 0.0
-            shown = f"{name}: loss {loss:.3f}, {speed:.1f} steps/s"
+            shown = f"{_name(impl, seed)}: loss {loss:.3f}, {speed:.1f} steps/s"
             bar.update(task, advance=1, description=shown)
 
         yield advance
