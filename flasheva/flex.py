@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import flex_attention
 
 from flasheva.config import EvaConfig
-from flasheva.flex_blocks import MaskMod, make_block_mask
+from flasheva.flex_blocks import BLOCK, MaskMod, make_block_mask
 from flasheva.visibility import Positions, sees_key, sees_summary
 
 
@@ -41,15 +41,18 @@ def flex(
     args = (q, k, v, k_rfa, v_rfa, bias, positions)
     if torch.compiler.is_compiling():
         return _flex(config, *args)
+    # The CPU template (torch 2.13) does not compile with dynamic sizes at all. The GPU's (2.11)
+    # asks whether T < 128 and T <= 128: it finds that T is 128 and cannot name a size it found.
+    fixed = q.device.type == "cpu" or q.shape[2] == BLOCK
     static = _Static(
         config=config,
         device=str(q.device),
         dtype=q.dtype,
         heads=(q.shape[1], k.shape[1], q.shape[3]),
-        # torch specialises a dim of size 0 or 1, so such a call is a configuration of its own;
-        # the CPU template (torch 2.13) does not compile with dynamic sizes at all.
+        dynamic=not fixed,
+        # torch specialises a dim of size 0 or 1: such a call is a configuration of its own.
         sizes=tuple(
-            size if q.device.type == "cpu" else min(size, 2)
+            size if fixed else min(size, 2)
             for size in (q.shape[0], q.shape[2], k.shape[2], k_rfa.shape[2])
         ),
         present=(bias is not None, *(field is not None for field in positions)),
@@ -64,6 +67,7 @@ class _Static(NamedTuple):
     device: str
     dtype: torch.dtype
     heads: tuple[int, int, int]
+    dynamic: bool
     sizes: tuple[int, ...]
     present: tuple[bool, ...]
     grad: bool
@@ -79,7 +83,7 @@ def _compiled(static: _Static) -> Callable[..., Tensor]:
 
     # torch counts recompiles per code object, so that every handle needs one of its own.
     handle.__code__ = handle.__code__.replace(co_name=f"eva_flex_{next(_numbers)}")
-    return torch.compile(handle, fullgraph=True, dynamic=static.device != "cpu")
+    return torch.compile(handle, fullgraph=True, dynamic=static.dynamic)
 
 
 def _flex(
@@ -93,11 +97,7 @@ def _flex(
     positions: Positions,
 ) -> Tensor:
     num_keys, num_summaries = k.shape[2], k_rfa.shape[2]
-    end: int | Tensor = num_keys
-    if q.device.type == "cuda":
-        # As a tensor: where torch 2.11 finds that T is 128, its kernel cannot name that size.
-        end = torch.full((), num_keys, dtype=torch.int32, device=q.device)
-    mask_mod = _mask_mod(config, positions, end)
+    mask_mod = _mask_mod(config, positions, num_keys)
     block_mask = make_block_mask(
         config, positions, q.shape[2], num_keys, num_summaries, q.device, mask_mod
     )
@@ -105,7 +105,7 @@ def _flex(
         q,
         torch.cat([k, k_rfa], dim=2),
         torch.cat([v, v_rfa], dim=2),
-        score_mod=None if bias is None else _score_mod(bias, end),
+        score_mod=None if bias is None else _score_mod(bias, num_keys),
         block_mask=block_mask,
         enable_gqa=q.shape[1] != k.shape[1],
     )
@@ -113,7 +113,7 @@ def _flex(
     return out
 
 
-def _mask_mod(config: EvaConfig, positions: Positions, num_keys: int | Tensor) -> MaskMod:
+def _mask_mod(config: EvaConfig, positions: Positions, num_keys: int) -> MaskMod:
     query, key, seq_start = positions
 
     def mask_mod(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def _mask_mod(config: EvaConfig, positions: Positions, num_keys: int | Tensor) -
     return mask_mod
 
 
-def _score_mod(bias: Tensor, num_keys: int | Tensor) -> Callable[..., Tensor]:
+def _score_mod(bias: Tensor, num_keys: int) -> Callable[..., Tensor]:
     def score_mod(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return torch.where(j < num_keys, score, score + bias[h])
 

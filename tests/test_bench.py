@@ -681,6 +681,34 @@ def test_the_module_has_the_options_of_the_command(command: str) -> None:
     assert options_of(alone.out) == options_of(inside.out)
 
 
+def row_of(impl: str, value: float, **case: object) -> dict[str, object]:
+    """A row of a time."""
+    given = {"shape": "1,2,64,16", "pass": "forward", "window": "block", "S": 16} | case
+    return {
+        **{"bench": "kernels", "case": given, "impl": impl, "metric": "time", "value": value},
+        **{"unit": "ms", "spread": 0.0, "device": "cpu"},
+    }
+
+
+def test_a_table_compares_with_others_and_with_no_sinks(tmp_path: Path) -> None:
+    rows = [
+        row_of("triton", 9.0),
+        row_of("triton", 2.0),  # of two, the last
+        row_of("triton", 1.6, S=0),
+        row_of("flex", 5.0),
+        row_of("sdpa_cudnn", 3.0, window=None, S=None),
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run("bench", "table", file)
+    assert done.code == 0, done
+    *_, line = done.out.splitlines()
+    cells = [cell.strip() for cell in line.split("|")[1:-1]]
+    assert cells[:7] == ["1, 2, 64, 16", "forward", "block", "2.000", "2.50 x", "1.50 x", "25.0 %"]
+    file.write_text(json.dumps(row_of("flex", 5.0)) + "\n")
+    assert_mistake(run("bench", "table", file), "a table needs times of triton")
+
+
 # On a GPU
 
 

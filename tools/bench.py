@@ -1,7 +1,7 @@
 """`zoo bench`: speed and stability.
 
-`kernels` measures attention, `plot` draws what was recorded, `tiles` tries tiles of one kernel;
-`stability` trains a small model.
+`kernels` measures attention, `plot` and `table` show what was recorded, `tiles` tries tiles of one
+kernel; `stability` trains a small model.
 """
 
 import sys
@@ -203,6 +203,17 @@ def plot_rows(
     read = read_rows(rows)
     drawn = points(read)
     write_plot(picture, drawn, next(str(r["device"]) for r in read if r["bench"] == "kernels"))
+
+
+@app.command("table")
+def table_of_rows(
+    rows: Annotated[Path, typer.Argument(metavar="ROWS.jsonl", help="What `--out` has written.")],
+) -> None:
+    """Prints recorded times of kernels as a Markdown table."""
+    from tools.benchmarks.plot import read_rows
+    from tools.benchmarks.table import table
+
+    print(table(read_rows(rows)))
 
 
 app.command()(tiles)
