@@ -1,6 +1,12 @@
 """FlashEVA attention: exact keys nearby, one random-feature summary per chunk of the rest."""
 
-from flasheva.api import Impl, eva_attention, eva_attention_with_cache, resolve_impl
+from flasheva.api import (
+    Impl,
+    eva_attention,
+    eva_attention_with_cache,
+    full_attention_step,
+    resolve_impl,
+)
 from flasheva.cache import EvaCache
 from flasheva.config import EvaConfig
 from flasheva.summary import AffineMap, AffineMaps, PooledMaps, SummaryMaps, chunk_summaries
@@ -16,5 +22,6 @@ __all__ = [
     "chunk_summaries",
     "eva_attention",
     "eva_attention_with_cache",
+    "full_attention_step",
     "resolve_impl",
 ]

@@ -161,6 +161,52 @@ def eva_attention_with_cache(
     return out
 
 
+# Full attention as a window that no row leaves. Queries are counted in int32.
+_EVERYTHING = EvaConfig(window_size=2**30, window="block", sink_size=0)
+
+
+def full_attention_step(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    *,
+    length: Tensor,
+    count: Tensor,
+    arrived: Tensor,
+    impl: Impl = "auto",
+) -> Tensor | None:
+    """A step of one token per row with exact attention to all earlier ones, if a kernel can run.
+
+    Args:
+        q: [B, H, 1, D]; k, v: [B, G, 1, D].
+        keys, values: [B, G, N, D], the tokens so far in order; the new one is written behind them.
+        length: int [B], how many there are.
+        count: int [B], 1, or 0 for a row that takes no token: its output means nothing.
+        arrived: int32 [B * G], zeros; scratch of the kernel, which leaves zeros.
+        impl: "auto" and "triton" ask for the kernel.
+
+    Returns:
+        [B, H, 1, D] in the dtype of q, or None with nothing written: use PyTorch's own attention.
+    """
+    if q.shape[2] != 1 or impl not in ("auto", "triton") or _in_autocast(q):
+        return None
+    if impl == "auto" and q.device.type != "cuda":
+        return None
+    if _why_not_triton(q, _EVERYTHING, needs_grad=_needs_grad(q, k, v), cached=True) is not None:
+        return None
+    from flasheva.triton.ops import triton_decode
+
+    return triton_decode(
+        *(_EVERYTHING, q, k, v, None, None, length, count),
+        sinks=None,
+        ring=(keys, values),
+        summaries=None,
+        arrived=arrived,
+    )
+
+
 def _in_autocast(x: Tensor) -> bool:
     # "meta" has no autocast. To ask which devices have one breaks the graph before torch 2.12.
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)

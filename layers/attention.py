@@ -25,7 +25,7 @@ def build_attention(
         ValueError: `layer_type` is not one of `LAYER_TYPES`.
     """
     if layer_type == "full_attention":
-        return FullAttention(num_key_value_heads, head_dim)
+        return FullAttention(num_key_value_heads, head_dim, impl)
     kinds = {"eva_attention": EvaAttention, "window_attention": WindowAttention}
     if layer_type not in kinds:
         raise ValueError(f"layer type must be one of {', '.join(LAYER_TYPES)}, not {layer_type!r}")

@@ -34,6 +34,10 @@ class KVCache:
         shape = (batch_size, num_key_value_heads, slots, head_dim)
         self.k = torch.zeros(shape, dtype=dtype, device=device)
         self.v = torch.zeros(shape, dtype=dtype, device=device)
+        # Scratch of the decode kernel, zeros between steps.
+        self.arrived = torch.zeros(
+            batch_size * num_key_value_heads, dtype=torch.int32, device=device
+        )
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All state, for counting bytes and for resetting."""

@@ -1,9 +1,10 @@
-"""Exact causal attention over everything, by PyTorch's SDPA."""
+"""Exact causal attention over everything: PyTorch's SDPA, and a kernel for steps of decoding."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from flasheva import Impl, full_attention_step
 from layers.cache import KVCache, LayerCache
 from layers.context import Context
 
@@ -13,10 +14,12 @@ class FullAttention(nn.Module):
 
     Args:
         num_key_value_heads, head_dim: G, D.
+        impl: "auto" and "triton" decode with the kernel where it can run.
     """
 
-    def __init__(self, num_key_value_heads: int, head_dim: int) -> None:
+    def __init__(self, num_key_value_heads: int, head_dim: int, impl: Impl = "auto") -> None:
         super().__init__()
+        self.impl: Impl = impl
         self.num_key_value_heads = num_key_value_heads
         self.head_dim = head_dim
 
@@ -55,7 +58,17 @@ class FullAttention(nn.Module):
             if not isinstance(cache, KVCache) or cache.k.dtype != k.dtype:
                 raise ValueError("this cache was made by another model; use model.new_cache")
             assert context.cache is not None and context.count is not None
-            cache.write(k, v, context.cache.length, context.count)
+            length, count = context.cache.length, context.count
+            step = full_attention_step(
+                *(q, k, v, cache.k, cache.v),
+                length=length,
+                count=count,
+                arrived=cache.arrived,
+                impl=self.impl,
+            )
+            if step is not None:
+                return step
+            cache.write(k, v, length, count)
             k, v = cache.k, cache.v
             mask = torch.arange(k.shape[2], device=q.device) <= context.positions[:, :, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=gqa)

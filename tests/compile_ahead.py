@@ -100,6 +100,17 @@ def compile_all(
         start = torch.empty(2, dtype=torch.int64, device="meta")
         args = (q, k, v, saved[1], saved[2], bias, start)
         ops._attention_onto_cache._init_fn(*args, 256, P, S, window)
+    step = [x[:, :, :1] for x in (q, k, v)]
+    row = torch.empty(2, dtype=torch.int64, device="meta")
+    ring, sinks, chunks, sums = (
+        torch.empty(2, 2, n, D, dtype=dtype, device="meta") for n in (272, 16, 65, 1)
+    )
+    summaries = [chunks, chunks, sums.float()] if maps else [None] * 3
+    cache = [sinks, sinks, ring, ring, *summaries]
+    arrived = torch.empty(4, dtype=torch.int32, device="meta")
+    ops._decode._init_fn(
+        *(*step, row, row, bias, *cache, arrived, maps, summary_map, 256, P, S, window)
+    )
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import torch
 
 import zoo
 import zoo.generation
+import zoo.prefill
 from tests.test_cache import KINDS, tiny
 
 LENGTHS = [40, 57, 100, 33, 200]
@@ -125,10 +126,8 @@ def test_generation_does_not_recompile_for_other_prompts(monkeypatch):
     model = tiny(dtype=torch.float32)
     monkeypatch.setattr(
         zoo.generation,
-        "_compiled",
-        lambda model: torch.compile(
-            zoo.generation._next_logits, fullgraph=True, backend="aot_eager"
-        ),
+        "compiled_next_logits",
+        lambda model: torch.compile(zoo.prefill.next_logits, fullgraph=True, backend="aot_eager"),
     )
     for number, length in enumerate((5, 30, 17)):
         prompt = ids(1, length)[0].tolist()

@@ -21,10 +21,11 @@ from transformers import (
 )
 
 import zoo
+import zoo.prefill
 from flasheva import EvaConfig
 from tests.tiny import END, VOCAB_SIZE, make_model, make_tokenizer, mixed, tokenizer_json
-from zoo import generation
 from zoo.generation import Prompt
+from zoo.prefill import piece_size
 from zoo.sampling import Sampling, keep, next_tokens
 from zoo.text.stopping import TextUntilStop
 
@@ -86,13 +87,13 @@ def test_a_ragged_batch_gives_what_each_row_gives_alone(
 ) -> None:
     alone = [greedy(model, [prompt], 25)[0] for prompt in RAGGED]
     for piece in (512, 8, 5, 1):  # prompts that are read at once, or piece by piece
-        monkeypatch.setattr(generation, "_PREFILL_PIECE", piece)
+        monkeypatch.setattr(zoo.prefill, "piece_size", lambda *_, size=piece: size)
         assert greedy(model, RAGGED, 25) == alone
 
 
 def test_a_prompt_longer_than_a_piece_gives_what_one_pass_gives() -> None:
     model = make_model(MODELS["llama"] | {"max_position_embeddings": 2048})
-    size = 2 * generation._PREFILL_PIECE + 3
+    size = 2 * piece_size(3, torch.device("cpu")) + 3
     prompts = [[i * i % VOCAB_SIZE for i in range(n)] for n in (size, 7, size - 3)]
     with torch.inference_mode():
         first = [int(model(torch.tensor([ids]))[0, -1].argmax()) for ids in prompts]

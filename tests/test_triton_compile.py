@@ -42,6 +42,7 @@ SPILLS = {
 KERNELS = {
     "add_sink_gradients",
     "attention_forward",
+    "decode_step",
     "key_gradients",
     "map_gradients",
     "output_dot",

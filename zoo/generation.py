@@ -6,22 +6,21 @@ step until it ends, and a row gives the same text alone and in any batch.
 
 import operator
 import reprlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from types import FunctionType
 from typing import SupportsIndex
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from layers import ModelCache
 from zoo.causal_lm import CausalLM
-from zoo.sampling import Sampling, next_tokens
+from zoo.decoding import Decoder
+from zoo.prefill import compiled_next_logits, next_logits, piece_size, prefill
+from zoo.sampling import Sampling
 from zoo.text.stopping import TextUntilStop
 
-_PREFILL_PIECE = 512  # tokens a row and piece: bounds the memory of a long prompt
-_ROUND_CACHE = 512  # compiled graphs are shared by caches of a size; holds a padded piece
+_STEPS_AT_ONCE = 8
+_ROUND_CACHE = 512  # tokens
 
 Prompt = str | Iterable[SupportsIndex]  # text or token ids
 
@@ -74,7 +73,8 @@ def generate(
             the vocabulary, or text for a model without a tokenizer.
     """
     rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len)
-    for _ in _run(model, rows, sampling or Sampling(), compile):
+    # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
+    for _ in _run(model, rows, sampling or Sampling(), compile, _STEPS_AT_ONCE):
         pass
     return [row.result() for row in rows]
 
@@ -91,7 +91,7 @@ def stream(
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
     rows = _rows(model, [_plain(prompt)], stop, max_new_tokens, max_seq_len)
-    return _run(model, rows, sampling or Sampling(), compile)
+    return _run(model, rows, sampling or Sampling(), compile, 1)
 
 
 @dataclass
@@ -220,79 +220,41 @@ def _run(
     rows: list[_Row],
     sampling: Sampling,
     compile: bool,
+    steps_at_once: int,
 ) -> Iterator[str]:
     """Fills `rows`; yields the text of the first one as it comes."""
     size = max(len(row.prompt_ids) + row.room for row in rows)
-    step = _compiled(model) if compile else _next_logits
+    step = compiled_next_logits(model) if compile else next_logits
     device = model.device
-    cache = model.new_cache(len(rows), -(-size // _ROUND_CACHE) * _ROUND_CACHE)
+    # Compiled graphs are shared by caches of a size, which holds a padded piece.
+    unit = max(_ROUND_CACHE, piece_size(len(rows), device)) if compile else _ROUND_CACHE
+    cache = model.new_cache(len(rows), -(-size // unit) * unit)
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     for number, row in enumerate(rows):
         seen[number, row.prompt_ids] = True
-    generator = sampling.generator(device)
-    logits = _prefill(model, [row.prompt_ids for row in rows], cache, step, pad=compile)
-    while True:
-        tokens = next_tokens(logits, seen, sampling, generator)
-        for number, token in enumerate(tokens.tolist()):
-            row = rows[number]
-            if row.finish_reason is None:
+    decoder = Decoder(
+        model,
+        cache,
+        run=step,
+        sampling=sampling,
+        seen=seen,
+        room=[row.room for row in rows],
+        eos_ids=rows[0].eos_ids,
+        steps_at_once=steps_at_once,
+    )
+    lengths = torch.tensor([len(row.prompt_ids) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for number, row in enumerate(rows):
+        ids[number, : len(row.prompt_ids)] = torch.tensor(row.prompt_ids)
+    logits = prefill(model, ids.to(device), lengths.to(device), cache, step, pad=compile)
+    decoder.start(logits)
+    while any(row.finish_reason is None for row in rows):
+        for tokens in decoder.take():
+            for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+                if row.finish_reason is not None:
+                    continue
                 piece = row.take(token)
+                if row.finish_reason is not None:
+                    decoder.stop(number)
                 if number == 0 and piece:
                     yield piece
-        going = [row.finish_reason is None for row in rows]
-        if not any(going):
-            return
-        seen.scatter_(1, tokens[:, None], True)
-        # A row that has ended takes no more tokens, so it cannot outgrow its cache.
-        lengths = torch.tensor(going, device=device).long()
-        logits = step(model, tokens[:, None], cache, lengths)
-
-
-def _prefill(
-    model: CausalLM,
-    prompts: list[list[int]],
-    cache: ModelCache,
-    step: Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor],
-    *,
-    pad: bool,
-) -> Tensor:
-    """Reads all prompts, a piece of every row at a time; logits [B, V] behind each last token."""
-    lengths = torch.tensor([len(ids) for ids in prompts])
-    longest = int(lengths.max())
-    width = -(-longest // _PREFILL_PIECE) * _PREFILL_PIECE if pad else longest
-    ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    for number, prompt in enumerate(prompts):
-        ids[number, : len(prompt)] = torch.tensor(prompt)
-    ids, lengths = ids.to(model.device), lengths.to(model.device)
-    logits: Tensor | None = None
-    for start in range(0, width, _PREFILL_PIECE):
-        piece = ids[:, start : start + _PREFILL_PIECE]
-        count = (lengths - start).clamp(0, piece.shape[1])
-        new = step(model, piece, cache, count)
-        # A row's logits are those of the piece that holds its last token.
-        logits = new if logits is None else torch.where((count > 0)[:, None], new, logits)
-    assert logits is not None
-    return logits
-
-
-def _next_logits(model: CausalLM, ids: Tensor, cache: ModelCache, lengths: Tensor) -> Tensor:
-    """Reads `lengths` [B] of the tokens [B, T]; logits [B, V] behind the last one of each row."""
-    hidden = model.hidden_states(ids, cache, lengths=lengths)
-    last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
-    return model.lm_head(hidden.gather(1, last).squeeze(1))
-
-
-_Step = Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]
-_steps: WeakKeyDictionary[CausalLM, _Step] = WeakKeyDictionary()
-
-
-def _compiled(model: CausalLM) -> _Step:
-    """One handle per model.
-
-    torch.compile refuses after 8 graphs of one code object, and a model needs up to 7: a piece or
-    a step, one row or several, caches of the first size or of any.
-    """
-    if model not in _steps:
-        own = FunctionType(_next_logits.__code__.replace(), _next_logits.__globals__)
-        _steps[model] = torch.compile(own, fullgraph=True)
-    return _steps[model]

@@ -1,0 +1,86 @@
+"""prefill: reads the prompts of a batch in pieces of bounded size, and what a piece or step runs.
+
+Logits are made of one token a row, never of a whole prompt.
+"""
+
+from collections.abc import Callable
+from types import FunctionType
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from layers import ModelCache
+from zoo.causal_lm import CausalLM
+
+# Tokens of a row in a piece, and of all rows together: they bound the memory of a prefill.
+_PIECE = {"cpu": 512, "cuda": 2048}
+_PIECE_OF_ALL = 2**15
+
+NextLogits = Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]
+
+
+def next_logits(model: CausalLM, ids: Tensor, cache: ModelCache, lengths: Tensor) -> Tensor:
+    """Reads `lengths` [B] of the tokens [B, T]; logits [B, V] behind the last one of each row."""
+    hidden = model.hidden_states(ids, cache, lengths=lengths)
+    last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
+    return model.lm_head(hidden.gather(1, last).squeeze(1))
+
+
+_handles: WeakKeyDictionary[CausalLM, NextLogits] = WeakKeyDictionary()
+
+
+def compiled_next_logits(model: CausalLM) -> NextLogits:
+    """`next_logits` under `torch.compile`, one handle per model.
+
+    torch.compile refuses after 8 graphs of one code object, and a model needs up to 7: a piece or
+    a step, one row or several, caches of the first size or of any.
+    """
+    if model not in _handles:
+        own = FunctionType(next_logits.__code__.replace(), next_logits.__globals__)
+        _handles[model] = torch.compile(own, fullgraph=True)
+    return _handles[model]
+
+
+def piece_size(batch_size: int, device: torch.device) -> int:
+    """Tokens of each row in a piece: of few rows many, of many rows at least 16."""
+    most = _PIECE.get(device.type, _PIECE["cpu"])
+    return max(16, min(most, _PIECE_OF_ALL // batch_size // 16 * 16))
+
+
+def prefill(
+    model: CausalLM,
+    ids: Tensor,
+    lengths: Tensor,
+    cache: ModelCache,
+    run: NextLogits = next_logits,
+    *,
+    pad: bool = False,
+) -> Tensor:
+    """Reads all prompts into the cache, a piece of every row at a time.
+
+    Args:
+        model: of the cache.
+        ids: int64 [B, T], prompts from the left, behind them anything.
+        lengths: int64 [B], of the prompts.
+        cache: what the rows hold already, perhaps nothing.
+        run: `next_logits`, or that compiled.
+        pad: give the last piece the size of the others, for which `run` is compiled; the cache
+            must have room for such a piece.
+
+    Returns:
+        Logits [B, V] behind each row's last token.
+    """
+    B, T = ids.shape
+    size = piece_size(B, ids.device)
+    if pad:
+        ids = torch.nn.functional.pad(ids, (0, -T % size))
+    logits: Tensor | None = None
+    for start in range(0, ids.shape[1], size):
+        piece = ids[:, start : start + size]
+        count = (lengths - start).clamp(0, piece.shape[1])
+        new = run(model, piece, cache, count)
+        # A row's logits are those of the piece that holds its last token.
+        logits = new if logits is None else torch.where((count > 0)[:, None], new, logits)
+    assert logits is not None
+    return logits
