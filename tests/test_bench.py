@@ -709,7 +709,55 @@ def test_a_table_compares_with_others_and_with_no_sinks(tmp_path: Path) -> None:
     assert_mistake(run("bench", "table", file), "a table needs times of triton")
 
 
+# Decoding
+
+SMALL_DECODE = (
+    *("--model", "pythia-70m", "--batch-size", 2, "--prompt", 40, "--new", 5),
+    *("--window-size", 32, "--no-compile"),
+)
+
+
+@pytest.mark.slow
+def test_decoding_is_checked_timed_and_recorded(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    where = ("--device", "cpu", "--dtype", "float32", "--out", out)
+    done = run("bench", "decode", *SMALL_DECODE, *where, "--layers", "1-2")
+    assert done.code == 0, done
+    rows = read(out)
+    assert {row["impl"] for row in rows} == {
+        *("zoo_eva", "zoo_full", "transformers_static", "transformers_default")
+    }
+    for row in rows:
+        assert (row["bench"], row["case"]["batch"]) == ("decode", 2)
+        assert row["value"] > 0, row
+    found = {(row["impl"], row["metric"]): row["value"] for row in rows}
+    assert found["zoo_eva", "cache"] < found["zoo_full", "cache"] * 2
+    assert 0 < found["zoo_eva", "roofline"] < 1
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        ("--model pythia-160", "--model must be one of pythia-70m"),
+        ("--new 2", "--new must be at least 4, not 2"),
+        ("--batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("--device cuda:99", "sees no GPU 'cuda:99'"),
+        ("--impl vllm", "--impl must be one of eva, full, transformers_static"),
+    ],
+)
+def test_a_mistake_of_decode_is_one_line(line: str, what: str) -> None:
+    assert_mistake(run("bench", "decode", *line.split()), what)
+
+
 # On a GPU
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_decoding_is_captured(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    done = run("bench", "decode", *SMALL_DECODE, *only("eva", "full"), "--out", out)
+    assert done.code == 0, done
+    assert {row["metric"] for row in read(out)} >= {"capture_time", "peak_memory", "roofline"}
 
 
 @pytest.mark.gpu

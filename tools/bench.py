@@ -1,7 +1,7 @@
 """`zoo bench`: speed and stability.
 
-`kernels` measures attention, `plot` and `table` show what was recorded, `tiles` tries tiles of one
-kernel; `stability` trains a small model.
+`kernels` measures attention, `decode` generation, `plot` and `table` show what was recorded,
+`tiles` tries tiles of one kernel; `stability` trains a small model.
 """
 
 import sys
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from tools.benchmarks.common import append_metrics, chosen, device_of, values, versions, words
+from tools.benchmarks.decode_command import decode
 from tools.benchmarks.names import DtypeName, KernelName, PassName, WindowName
 from tools.benchmarks.stability_command import stability
 from tools.benchmarks.tile_command import tiles
@@ -216,6 +217,7 @@ def table_of_rows(
     print(table(read_rows(rows)))
 
 
+app.command()(decode)
 app.command()(tiles)
 app.command()(stability)
 
