@@ -41,6 +41,15 @@ def generate(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put each prompt into the model's chat template.")
     ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A smaller model with the same tokens, which drafts for this one (speculative "
+            "decoding); the text stays what it would be.",
+        ),
+    ] = None,
+    draft_tokens: Annotated[int, typer.Option(metavar="N", help="Drafted at a time.")] = 4,
     json: Json = False,
 ) -> None:
     """Continues prompts, or the text on stdin; prints what the model writes, without the prompt.
@@ -49,9 +58,17 @@ def generate(
     """
     sampling = generation.sampling()
     _resolve(name, text_given=bool(prompts or prompt or prompts_file))
+    if draft is not None:
+        from zoo.target import resolve
+
+        resolve(draft)
     texts = collect_prompts([*(prompts or ()), *(prompt or ())], prompts_file)
     model = load_model(name, source, attention, runtime)
     import zoo
+
+    helper = None
+    if draft is not None:
+        helper = zoo.load(draft, device=model.device, dtype=runtime.dtype, impl=runtime.impl)
 
     rows = [_chat_ids(model, text) if chat else text for text in texts]
     if len(rows) == 1 and not json:
@@ -63,6 +80,8 @@ def generate(
             stop=generation.stop or (),
             max_seq_len=generation.max_seq_len,
             compile=generation.compile,
+            draft=helper,
+            draft_tokens=draft_tokens,
         ):
             print(piece, end="", flush=True)
         print()
@@ -76,6 +95,8 @@ def generate(
         stop=generation.stop or (),
         max_seq_len=generation.max_seq_len,
         compile=generation.compile,
+        draft=helper,
+        draft_tokens=draft_tokens,
     )
     seconds = round(time.perf_counter() - start, 3)
     for number, (text, result) in enumerate(zip(texts, results, strict=True), start=1):

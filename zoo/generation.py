@@ -8,7 +8,7 @@ import operator
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import SupportsIndex
+from typing import NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ from zoo.causal_lm import CausalLM
 from zoo.decoding import Decoder
 from zoo.prefill import compiled_next_logits, next_logits, piece_size, prefill
 from zoo.sampling import Sampling
+from zoo.speculative import NONE, SpeculativeDecoder
 from zoo.text.stopping import TextUntilStop
 
 _STEPS_AT_ONCE = 8
 _ROUND_CACHE = 512  # tokens
+_PROBE = "It's 12:30, naïve, 世界!\n\n\tdef f(x):"  # tells tokenizers apart
 
 Prompt = str | Iterable[SupportsIndex]  # text or token ids
 
@@ -52,6 +54,8 @@ def generate(
     stop: Sequence[str] = (),
     max_seq_len: int | None = None,
     compile: bool = False,
+    draft: CausalLM | None = None,
+    draft_tokens: int = 4,
 ) -> list[Generation]:
     """Continues one prompt, or each of a list of prompts in one batch.
 
@@ -64,6 +68,8 @@ def generate(
         stop: strings that end a row; the text ends before them.
         max_seq_len: of prompt and text together; None, and at most: the model's context.
         compile: run through `torch.compile(fullgraph=True)`; worth it for long texts.
+        draft: a smaller model with the same tokens, which drafts `draft_tokens` at a time for
+            the model to check (speculative decoding). The text stays what it would be.
 
     Returns:
         One `Generation` per prompt, in order.
@@ -74,7 +80,8 @@ def generate(
     """
     rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len)
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
-    for _ in _run(model, rows, sampling or Sampling(), compile, _STEPS_AT_ONCE):
+    helper = _helper(model, rows, draft, draft_tokens, compile)
+    for _ in _run(model, rows, sampling or Sampling(), compile, _STEPS_AT_ONCE, helper):
         pass
     return [row.result() for row in rows]
 
@@ -88,10 +95,13 @@ def stream(
     stop: Sequence[str] = (),
     max_seq_len: int | None = None,
     compile: bool = False,
+    draft: CausalLM | None = None,
+    draft_tokens: int = 4,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
     rows = _rows(model, [_plain(prompt)], stop, max_new_tokens, max_seq_len)
-    return _run(model, rows, sampling or Sampling(), compile, 1)
+    helper = _helper(model, rows, draft, draft_tokens, compile)
+    return _run(model, rows, sampling or Sampling(), compile, 1, helper)
 
 
 @dataclass
@@ -214,6 +224,41 @@ def _rows(
     return rows
 
 
+class _Helper(NamedTuple):
+    """A model that drafts, and how many tokens at a time."""
+
+    model: CausalLM
+    tokens: int
+
+
+def _helper(
+    model: CausalLM, rows: list[_Row], draft: CausalLM | None, tokens: int, compile: bool
+) -> _Helper | None:
+    if draft is None:
+        return None
+    if tokens < 1:
+        raise ValueError(f"draft_tokens must be at least 1, not {tokens}")
+    if compile:
+        raise ValueError("compile=True does not go with a draft model; leave one of them out")
+    longest = max(len(row.prompt_ids) + row.room for row in rows)
+    if draft.config.max_position_embeddings < longest:
+        raise ValueError(
+            f"the draft model's context of {draft.config.max_position_embeddings} is too short "
+            f"for {longest} tokens"
+        )
+    if draft.device != model.device:
+        raise ValueError(f"the draft model is on {draft.device}, the model on {model.device}")
+    if draft.config.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the draft model has {draft.config.vocab_size} tokens, more than the model's "
+            f"{model.config.vocab_size}"
+        )
+    known = [None if x.tokenizer is None else x.tokenizer.encode(_PROBE) for x in (model, draft)]
+    if known[0] != known[1]:
+        raise ValueError("the draft model has another tokenizer than the model")
+    return _Helper(draft, tokens)
+
+
 @torch.inference_mode()
 def _run(
     model: CausalLM,
@@ -221,37 +266,48 @@ def _run(
     sampling: Sampling,
     compile: bool,
     steps_at_once: int,
+    helper: "_Helper | None",
 ) -> Iterator[str]:
     """Fills `rows`; yields the text of the first one as it comes."""
-    size = max(len(row.prompt_ids) + row.room for row in rows)
-    step = compiled_next_logits(model) if compile else next_logits
     device = model.device
-    # Compiled graphs are shared by caches of a size, which holds a padded piece.
-    unit = max(_ROUND_CACHE, piece_size(len(rows), device)) if compile else _ROUND_CACHE
-    cache = model.new_cache(len(rows), -(-size // unit) * unit)
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
-    for number, row in enumerate(rows):
-        seen[number, row.prompt_ids] = True
-    decoder = Decoder(
-        model,
-        cache,
-        run=step,
-        sampling=sampling,
-        seen=seen,
-        room=[row.room for row in rows],
-        eos_ids=rows[0].eos_ids,
-        steps_at_once=steps_at_once,
-    )
     lengths = torch.tensor([len(row.prompt_ids) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     for number, row in enumerate(rows):
         ids[number, : len(row.prompt_ids)] = torch.tensor(row.prompt_ids)
-    logits = prefill(model, ids.to(device), lengths.to(device), cache, step, pad=compile)
+        seen[number, row.prompt_ids] = True
+    ids, lengths = ids.to(device), lengths.to(device)
+    step = compiled_next_logits(model) if compile else next_logits
+    # Compiled graphs are shared by caches of a size, which holds a padded piece.
+    unit = max(_ROUND_CACHE, piece_size(len(rows), device)) if compile else _ROUND_CACHE
+    drafted = 0 if helper is None else helper.tokens
+    size = max(len(row.prompt_ids) + row.room for row in rows) + drafted
+    size = -(-size // unit) * unit
+    cache = model.new_cache(len(rows), size, max_rollback=drafted)
+    logits = prefill(model, ids, lengths, cache, step, pad=compile)
+    decoder: Decoder | SpeculativeDecoder
+    if helper is None:
+        decoder = Decoder(
+            model,
+            cache,
+            run=step,
+            sampling=sampling,
+            seen=seen,
+            room=[row.room for row in rows],
+            eos_ids=rows[0].eos_ids,
+            steps_at_once=steps_at_once,
+        )
+    else:
+        draft_cache = helper.model.new_cache(len(rows), size, max_rollback=drafted)
+        known = ids.clamp(max=helper.model.config.vocab_size - 1)
+        prefill(helper.model, known, lengths, draft_cache)
+        models = (model, cache, helper.model, draft_cache)
+        decoder = SpeculativeDecoder(*models, drafted=drafted, sampling=sampling, seen=seen)
     decoder.start(logits)
     while any(row.finish_reason is None for row in rows):
         for tokens in decoder.take():
             for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-                if row.finish_reason is not None:
+                if row.finish_reason is not None or token == NONE:
                     continue
                 piece = row.take(token)
                 if row.finish_reason is not None:

@@ -50,6 +50,11 @@ class Sampling:
             if not good:
                 raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is always taken."""
+        return self.temperature < _COLD
+
     def generator(self, device: torch.device) -> torch.Generator:
         """The stream of random numbers for one call."""
         generator = torch.Generator(device=device)
@@ -78,18 +83,36 @@ def next_tokens(
     Returns:
         int64 [B].
     """
-    logits = logits.float()
-    if sampling.repetition_penalty != 1.0:
-        penalty = sampling.repetition_penalty
-        penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
-        logits = torch.where(seen, penalised, logits)
-    if sampling.temperature < _COLD:
-        return logits.argmax(-1)
-    probabilities = keep(logits / sampling.temperature, sampling).softmax(-1)
+    if sampling.greedy:
+        return _penalised(logits, seen, sampling).argmax(-1)
+    return draw(probabilities(logits, seen, sampling), generator)
+
+
+def probabilities(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
+    """What `next_tokens` draws from: float32 [B, V], rows that sum to 1."""
+    logits = _penalised(logits, seen, sampling)
+    if sampling.greedy:
+        best = logits.argmax(-1, keepdim=True)
+        return torch.zeros_like(logits).scatter_(-1, best, 1.0)
+    return keep(logits / sampling.temperature, sampling).softmax(-1)
+
+
+def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
+    """int64 [B], drawn from rows of weights [B, V], which need not sum to 1."""
     # The largest of p / e with e ~ Exp(1) is a draw from p (the exponential race), without the
     # host sync of torch.multinomial.
-    noise = torch.empty_like(probabilities).exponential_(1, generator=generator)
-    return (probabilities / noise).argmax(-1)
+    noise = torch.empty_like(weights).exponential_(1, generator=generator)
+    return (weights / noise).argmax(-1)
+
+
+def _penalised(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
+    """float32, with the repetition penalty."""
+    logits = logits.float()
+    if sampling.repetition_penalty == 1.0:
+        return logits
+    penalty = sampling.repetition_penalty
+    penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
+    return torch.where(seen, penalised, logits)
 
 
 def keep(logits: Tensor, sampling: Sampling) -> Tensor:
