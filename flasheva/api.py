@@ -24,8 +24,8 @@ from flasheva.visibility import Positions
 Impl = Literal["auto", "triton", "flex", "reference"]
 Implementation = Literal["triton", "flex", "reference"]
 
-# Below this many queries a step is bound by reading keys, and tiles of 64 or 128 queries would be
-# mostly padding.
+# Below this many queries attention is bound by reading keys, and tiles of 64 or 128 queries are
+# mostly padding. Onto a cache our kernels run all the same: one query has a kernel of its own.
 _FEW_QUERIES = 16
 _MAX_TRITON_HEAD_DIM = 256
 _MIN_TRITON_WINDOW = 16  # the smallest tile of queries
@@ -258,11 +258,12 @@ def resolve_impl(
         "flex": _why_not_flex(q, needs_grad=needs_grad),
     }
     if impl == "auto":
-        if q.device.type != "cuda" or (q.shape[2] < _FEW_QUERIES and not cached):
+        few = q.shape[2] < _FEW_QUERIES
+        if q.device.type != "cuda" or (few and not cached):
             return "reference"
         if refusals["triton"] is None:
             return "triton"
-        return "flex" if refusals["flex"] is None else "reference"
+        return "flex" if refusals["flex"] is None and not few else "reference"
     if refusals[impl] is not None:
         raise ValueError(f"impl={impl!r} {refusals[impl]}")
     return impl
