@@ -705,6 +705,9 @@ def test_a_table_compares_with_others_and_with_no_sinks(tmp_path: Path) -> None:
     *_, line = done.out.splitlines()
     cells = [cell.strip() for cell in line.split("|")[1:-1]]
     assert cells[:7] == ["1, 2, 64, 16", "forward", "block", "2.000", "2.50 x", "1.50 x", "25.0 %"]
+    with file.open("a") as more:
+        more.write(json.dumps(row_of("triton", 5.0, dtype="float32")) + "\n")
+    assert_mistake(run("bench", "table", file), "rows of a table share device, dtype")
     file.write_text(json.dumps(row_of("flex", 5.0)) + "\n")
     assert_mistake(run("bench", "table", file), "a table needs times of triton")
 

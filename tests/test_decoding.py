@@ -103,6 +103,9 @@ def test_a_step_does_not_wait_for_the_gpu():
     try:
         for _ in range(20):
             steps.step()
+            steps._enqueue()
+        steps._step()  # what was captured
+        steps.stop(0)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

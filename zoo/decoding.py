@@ -6,8 +6,10 @@ it is captured once as a CUDA graph, sampling included, and replayed. Tokens are
 while the next steps run.
 """
 
+import functools
 from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +33,12 @@ class _Chosen:
             self.arrived.synchronize()
         chosen: list[list[int]] = self.tokens.tolist()
         return chosen
+
+
+@functools.cache
+def _aside(device: torch.device) -> torch.cuda.Stream:
+    """One stream to warm up on: cuBLAS keeps memory for every stream that it has seen."""
+    return torch.cuda.Stream(device)
 
 
 class Decoder:
@@ -69,8 +77,7 @@ class Decoder:
         self._going = torch.ones_like(cache.length)
         self._room = torch.tensor(room, device=device)
         self._eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
-        # Two rounds: one may be on its way to the host while the other is written.
-        self._history = self._tokens.repeat(2 * self._at_once, 1)
+        self._history = self._tokens.repeat(self._at_once, 1)  # of one round
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
         self._written = 0  # the same, as the host knows it
         self._pending: deque[_Chosen] = deque()
@@ -79,8 +86,9 @@ class Decoder:
 
     def start(self, logits: Tensor) -> None:
         """Chooses the first token of each row from the logits [B, V] behind its prompt."""
-        self._choose(logits)
-        self._send(1)
+        with self._device():
+            self._choose(logits)
+            self._send(1)
 
     def take(self) -> list[list[int]]:
         """The tokens of the next step, or few steps, [steps][B].
@@ -90,8 +98,9 @@ class Decoder:
         # The first tokens do not wait for the graph; later ones arrive while others are made.
         ahead = 2 if self._on_gpu and self._started else 1
         self._started = True
-        while len(self._pending) < ahead:
-            self._enqueue()
+        with self._device():
+            while len(self._pending) < ahead:
+                self._enqueue()
         return self._pending.popleft().wait()
 
     def stop(self, row: int) -> None:
@@ -103,9 +112,14 @@ class Decoder:
         if not self._on_gpu:
             self._step()
             return
-        if self._graph is None:
-            self._graph = self._capture()
-        self._graph.replay()
+        with self._device():
+            if self._graph is None:
+                self._graph = self._capture()
+            self._graph.replay()
+
+    def _device(self) -> AbstractContextManager[object]:
+        """Streams, events and graphs are those of the current GPU, which may be another one."""
+        return torch.cuda.device(self._tokens.device) if self._on_gpu else nullcontext()
 
     def _enqueue(self) -> None:
         for _ in range(self._at_once):
@@ -148,7 +162,7 @@ class Decoder:
         """A step as a graph. While it is tried and captured, every row stands still."""
         going, slot = self._going.clone(), self._slot.clone()
         self._going.zero_()
-        aside = torch.cuda.Stream()
+        aside = _aside(self._tokens.device)
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what is compiled or allocated once, is now
             self._step()

@@ -47,7 +47,8 @@ def decode(
     c.launch(
         decode_step,
         (c.B * c.G, splits + 1),
-        *(q, k, v, out, length, count, None if bias is None else bias.contiguous()),
+        *(q, k, v, out, length.contiguous(), count.contiguous()),
+        None if bias is None else bias.contiguous(),
         *(sink_k, sink_v, window_k, window_v, k_rfa, v_rfa, q_sum, *maps, found, arrived),
         *(q.stride(0), q.stride(1), k.stride(0), k.stride(1)),
         *(v.stride(0), v.stride(1), out.stride(0), out.stride(1)),
@@ -72,8 +73,12 @@ def decode(
 
 
 def splits_of(heads: int, entries: int, block_n: int, processors: int) -> int:
-    """Among how many programs the entries of a row and head are shared."""
-    return max(1, min(ceil_div(_PROGRAMS * processors, heads), ceil_div(entries, 2 * block_n)))
+    """Among how many programs the entries of a row and head are shared.
+
+    A power of 2: kernels are compiled for it, and caches have many sizes.
+    """
+    most = min(ceil_div(_PROGRAMS * processors, heads), ceil_div(entries, 2 * block_n))
+    return 1 << (max(most, 1).bit_length() - 1)
 
 
 @functools.cache

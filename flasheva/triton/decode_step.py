@@ -67,6 +67,7 @@ def _append(
         total = tl.sum(queries.to(tl.float32), 0)
         if n % P != 0:
             total += tl.load(q_sum + (n - 1) % SUMS * D + d, mask=inside, other=0.0)
+        tl.debug_barrier()  # every warp has read the old sum, which may lie in the same place
         tl.store(q_sum + n % SUMS * D + d, total, mask=inside)
         if n % P == P - 1:
             # As summary_forward.py, for one chunk: [1, tokens, BLOCK_D].

@@ -52,7 +52,7 @@ class Measured:
     Attributes:
         first: seconds to the first tokens.
         step: seconds of a later step.
-        capture: seconds for capturing, or None.
+        capture: seconds for capturing, with two steps before and one behind it; None on a CPU.
         peak: bytes, the most that was allocated; None on a CPU.
         cache: bytes of the cache, or None if nobody knows.
         least: bytes that a step must read, or None.

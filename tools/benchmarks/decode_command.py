@@ -73,9 +73,9 @@ def decode(
 ) -> None:
     """Measures prefill and decoding, ours and transformers', with random weights and prompts.
 
-    Our engines are checked first: against one pass in a wider dtype, logits of steps may err at
-    most twice as much as one pass in --dtype. What runs out of memory is reported as such. The
-    exit status is 1 if an answer was wrong or nothing could be measured.
+    The models of our engines are checked first, eagerly: against one pass in a wider dtype, logits
+    of steps may err at most twice as much as one pass in --dtype. What runs out of memory is
+    reported as such. The exit status is 1 if an answer was wrong or nothing could be measured.
     """
     check_appendable(out)
     for name, least, value in (("--prompt", 1, prompt), ("--new", 4, new)):

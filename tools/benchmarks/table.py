@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import cast
 
 OURS = "triton"
+_SETTINGS = ("dtype", "W", "P", "bias", "cuda_graph")
 _PASSES = {"forward": "forward", "forward_backward": "both"}
 
 Row = Mapping[str, object]
@@ -17,12 +18,15 @@ def table(rows: Iterable[Row]) -> str:
     attention, recurrent) stand beside both of ours.
 
     Raises:
-        ValueError: no time of ours is among the rows.
+        ValueError: no time of ours is among the rows, or ours differ in more than the columns say.
     """
     found: dict[tuple[_Case, str, str], float] = {}
+    settings: set[tuple[object, ...]] = set()
     for row in rows:
         given = cast("Mapping[str, str]", row["case"])
         if row["bench"] == "kernels" and "shape" in given:
+            if row["impl"] == OURS:
+                settings.add((row["device"], *(given.get(name) for name in _SETTINGS)))
             sinks = cast("int | None", given["S"])
             key = (given["shape"], given["pass"], given["window"], sinks)
             found[key, str(row["impl"]), str(row["metric"])] = cast("float", row["value"])
@@ -30,6 +34,11 @@ def table(rows: Iterable[Row]) -> str:
     cases: list[_Case] = [case for case in ours if case[3] != 0] or ours
     if not cases:
         raise ValueError(f"a table needs times of {OURS}; there are none in these rows")
+    if len(settings) > 1:
+        raise ValueError(
+            f"rows of a table share device, {', '.join(_SETTINGS)}; here are {len(settings)} such "
+            "sets: put them into files of their own"
+        )
     others = list(dict.fromkeys(impl for _, impl, _ in found if impl != OURS))
     head = ["B, H, T, D", "pass", "window", "ms", *(f"{name} takes" for name in others)]
     head += ["sinks cost", "roofline, with exp"]
