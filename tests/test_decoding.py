@@ -66,6 +66,17 @@ def test_a_row_that_has_ended_stands_still():
     assert steps._cache.length.tolist() == [30 + 2, 30 + at - 1, 30 + 4]
 
 
+@torch.no_grad()
+def test_steps_that_nobody_looked_at_are_passed_over():
+    model = make_model(mixed("llama"))
+    ids = torch.arange(30)[None] % model.config.vocab_size
+    steps = decoder(model, ids, [30])
+    steps.step()
+    steps.step()
+    expected = plain(model, ids[0].tolist(), 4, "cpu")
+    assert [row[0] for row in (*steps.take(), *steps.take())] == [expected[0], expected[3]]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64, 1000, 10**6])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_a_piece_has_a_bounded_size(batch_size, device):

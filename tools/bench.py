@@ -18,7 +18,7 @@ from tools.benchmarks.stability_command import stability
 from tools.benchmarks.tile_command import tiles
 from tools.display import print_json, progress
 from tools.entry import run
-from tools.options import Json, Out
+from tools.options import ChunkSize, Device, Json, Out, WindowSize
 from tools.results import check_appendable, device_name
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def kernels(
             show_default="all",
         ),
     ] = None,
-    window_size: Annotated[int, typer.Option(help="Tokens that a query sees exactly.")] = 256,
-    chunk_size: Annotated[int, typer.Option(help="Tokens that share one summary.")] = 16,
+    window_size: WindowSize = 256,
+    chunk_size: ChunkSize = 16,
     sink_size: Annotated[
         list[int] | None,
         typer.Option(
@@ -106,7 +106,7 @@ def kernels(
             show_default="graphs on cuda",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
+    device: Device = "cuda",
     json: Json = False,
     out: Out = None,
     plot: Annotated[

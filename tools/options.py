@@ -33,6 +33,9 @@ Out = Annotated[
         metavar="FILE.jsonl", help="Append the measurement to this file, with versions and device."
     ),
 ]
+Device = Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")]
+WindowSize = Annotated[int, typer.Option(help="Tokens that a query sees exactly.")]
+ChunkSize = Annotated[int, typer.Option(help="Tokens that share one summary.")]
 BatchSize = Annotated[int, typer.Option(help="Rows that are computed at once.")]
 
 

@@ -79,7 +79,7 @@ class Decoder:
         self._eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
         self._history = self._tokens.repeat(self._at_once, 1)  # of one round
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self._written = 0  # the same, as the host knows it
+        self._made = 0  # steps, of which `_slot` is where the next one goes
         self._pending: deque[_Chosen] = deque()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._started = False
@@ -88,6 +88,7 @@ class Decoder:
         """Chooses the first token of each row from the logits [B, V] behind its prompt."""
         with self._device():
             self._choose(logits)
+            self._made = 1
             self._send(1)
 
     def take(self) -> list[list[int]]:
@@ -109,6 +110,7 @@ class Decoder:
 
     def step(self) -> None:
         """One step, without looking at what it chose."""
+        self._made += 1
         if not self._on_gpu:
             self._step()
             return
@@ -128,8 +130,7 @@ class Decoder:
 
     def _send(self, steps: int) -> None:
         """Copies what the last steps chose to the host."""
-        slots = [(self._written + i) % len(self._history) for i in range(steps)]
-        self._written += steps
+        slots = [i % len(self._history) for i in range(self._made - steps, self._made)]
         chosen = torch.stack([self._history[slot] for slot in slots])
         if not self._on_gpu:
             self._pending.append(_Chosen(chosen, None))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from flasheva.triton import key_gradients as of_keys
 from flasheva.triton import query_gradients as of_queries
-from flasheva.triton.call import Call, Maps, ceil_div, like_projection, power_of_2, strides
+from flasheva.triton.call import Call, Maps, ceil_div, like_projection, strides
 from flasheva.triton.summary_backward import map_gradients, summary_backward
 
 _SINK_ENTRIES = 64  # of the gradient of the sinks, summed by one program
@@ -104,8 +104,7 @@ def summary_gradients(c: Call, x: Inputs) -> tuple[Tensor, Tensor]:
 
 def through_summaries(c: Call, x: Inputs, dk_rfa: Tensor, dv_rfa: Tensor) -> ToTokens:
     """From the gradients of summaries to what their tokens and maps get."""
-    tile = c.summary_tile(x.kind)
-    num_blocks = ceil_div(c.C, tile.block_c)
+    num_blocks = ceil_div(c.C, c.summary_tile(x.kind).block_c)
     per_token = x.k.new_empty((4, c.B, c.G, c.C * c.P), dtype=torch.float32)
     per_chunk = x.k.new_empty((4, c.B, c.G, c.C, c.D), dtype=torch.float32)
     vector_shares = x.k.new_empty((c.B, c.G, num_blocks, 4, c.D), dtype=torch.float32)
@@ -116,18 +115,7 @@ def through_summaries(c: Call, x: Inputs, dk_rfa: Tensor, dv_rfa: Tensor) -> ToT
         (num_blocks * c.B * c.G,),
         *(x.k, x.v, m.w_q, m.b_q, m.w_k, m.b_k, m.g_q, m.g_k, x.q_mean, x.k_mean, x.omega),
         *(dk_rfa, dv_rfa, *to, *strides(x.k), *strides(x.v), c.C, num_blocks, c.D**-0.5),
-        G=c.G,
-        R=c.H // c.G,
-        D=c.D,
-        P=c.P,
-        MAP=x.kind,
-        PRECISION=c.map_precision,
-        BLOCK_D=c.block_d,
-        BLOCK_K=c.map_part,
-        BLOCK_P=power_of_2(c.P),
-        SLICE=tile.tokens,
-        BLOCK_C=tile.block_c,
-        num_warps=tile.num_warps,
+        **c.of_summaries(x.kind),
     )
     return to
 

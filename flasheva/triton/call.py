@@ -106,6 +106,24 @@ class Call:
             tile = summary_tile_of(self.block_d, kind == "pooled")
         return tile._replace(tokens=min(tile.tokens, power_of_2(self.P)))
 
+    def of_summaries(self, kind: str) -> dict[str, Any]:
+        """What both summary kernels are compiled for; `kind` of maps."""
+        tile = self.summary_tile(kind)
+        return {
+            "G": self.G,
+            "R": self.H // self.G,
+            "D": self.D,
+            "P": self.P,
+            "MAP": kind,
+            "PRECISION": self.map_precision,
+            "BLOCK_D": self.block_d,
+            "BLOCK_K": self.map_part,
+            "BLOCK_P": power_of_2(self.P),
+            "SLICE": tile.tokens,
+            "BLOCK_C": tile.block_c,
+            "num_warps": tile.num_warps,
+        }
+
     def chunks_of(self, tokens: int) -> int:
         """Chunks that a tile of tokens may touch, as the size of a matrix product."""
         whole = tokens % self.P == 0  # tiles begin at multiples of their size

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flasheva.triton.attention_forward import attention_forward
-from flasheva.triton.call import Call, Maps, ceil_div, like_projection, power_of_2, strides
+from flasheva.triton.call import Call, Maps, ceil_div, like_projection, strides
 from flasheva.triton.summary_forward import summary_forward
 
 
@@ -42,28 +42,16 @@ def summaries(
     ]
     if noise is not None:
         noise = noise[:, :, :C].contiguous()
-    tile = c.summary_tile(kind)
-    num_blocks = ceil_div(C, tile.block_c)
+    num_blocks = ceil_div(C, c.summary_tile(kind).block_c)
     c.launch(
         summary_forward,
         (num_blocks * c.B * c.G,),
         *(q, k, v, noise, *maps, k_rfa, v_rfa, *saved),
         *(*strides(q), *strides(k), *strides(v)),
         *(C, num_blocks, c.D**-0.5),
-        G=c.G,
-        R=c.H // c.G,
-        D=c.D,
-        P=c.P,
-        MAP=kind,
+        **c.of_summaries(kind),
         NOISE=noise is not None,
         SAVE=save,
-        PRECISION=c.map_precision,
-        BLOCK_D=c.block_d,
-        BLOCK_K=c.map_part,
-        BLOCK_P=power_of_2(c.P),
-        SLICE=tile.tokens,
-        BLOCK_C=tile.block_c,
-        num_warps=tile.num_warps,
     )
     if not save:
         saved = [k.new_empty(0, dtype=torch.float32) for _ in saved]

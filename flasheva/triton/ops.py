@@ -362,19 +362,7 @@ def _attention_onto_cache(
 
 
 @_attention_onto_cache.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_rfa: Tensor,
-    v_rfa: Tensor,
-    bias: Tensor | None,
-    q_start: Tensor,
-    window_size: int,
-    chunk_size: int,
-    sink_size: int,
-    window: str,
-) -> Tensor:
+def _(q: Tensor, *others: object) -> Tensor:
     return like_projection(*_sizes(q), q)
 
 
@@ -419,28 +407,7 @@ def _decode(
 
 
 @_decode.register_fake
-def _(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    length: Tensor,
-    count: Tensor,
-    bias: Tensor | None,
-    sink_k: Tensor | None,
-    sink_v: Tensor | None,
-    window_k: Tensor,
-    window_v: Tensor,
-    k_rfa: Tensor | None,
-    v_rfa: Tensor | None,
-    q_sum: Tensor | None,
-    arrived: Tensor,
-    maps: list[Tensor],
-    kind: str,
-    window_size: int,
-    chunk_size: int,
-    sink_size: int,
-    window: str,
-) -> Tensor:
+def _(q: Tensor, *others: object) -> Tensor:
     return like_projection(*_sizes(q), q)
 
 

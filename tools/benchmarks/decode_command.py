@@ -16,7 +16,7 @@ from tools.benchmarks.common import (
 )
 from tools.benchmarks.names import DtypeName
 from tools.display import print_json, print_rule, print_table
-from tools.options import Json, Out
+from tools.options import ChunkSize, Device, Json, Out, WindowSize
 from tools.results import check_appendable, device_name
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ def decode(
         str | None,
         typer.Option(help="Of eva: the layers with full attention, such as 7,17-18."),
     ] = None,
-    window_size: Annotated[int, typer.Option(help="Tokens that a query sees exactly.")] = 256,
-    chunk_size: Annotated[int, typer.Option(help="Tokens that share one summary.")] = 16,
+    window_size: WindowSize = 256,
+    chunk_size: ChunkSize = 16,
     compile: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Of our engine: torch.compile.")
     ] = True,
     dtype: Annotated[DtypeName, typer.Option(help="Of weights and caches.")] = "bfloat16",
-    device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
+    device: Device = "cuda",
     json: Json = False,
     out: Out = None,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, get_args
 import typer
 
 from tools.benchmarks.common import chosen, device_of, versions, words
-from tools.options import Json, Out
+from tools.options import Device, Json, Out
 from tools.results import check_appendable, device_name
 from tools.text_files import read_text
 
@@ -52,7 +52,7 @@ def stability(
     jobs: Annotated[
         int, typer.Option(metavar="N", help="Runs at a time, each in a process of its own.")
     ] = 1,
-    device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
+    device: Device = "cuda",
     json: Json = False,
     out: Out = None,
     plot: Annotated[

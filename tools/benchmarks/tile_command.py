@@ -7,7 +7,7 @@ import typer
 from tools.benchmarks.common import Metric, append_metrics, device_of
 from tools.benchmarks.names import DtypeName, WindowName
 from tools.display import print_json
-from tools.options import Json, Out
+from tools.options import ChunkSize, Device, Json, Out, WindowSize
 from tools.results import check_appendable
 
 
@@ -33,13 +33,13 @@ def tiles(
         str, typer.Option(metavar="B,H,T,D", help="Batch, heads, tokens, head dim.")
     ] = "16,12,2048,64",
     window: Annotated[WindowName, typer.Option(help="sliding or block.")] = "sliding",
-    window_size: Annotated[int, typer.Option(help="Tokens that a query sees exactly.")] = 256,
-    chunk_size: Annotated[int, typer.Option(help="Tokens that share one summary.")] = 16,
+    window_size: WindowSize = 256,
+    chunk_size: ChunkSize = 16,
     dtype: Annotated[DtypeName, typer.Option(help="Of all tensors.")] = "bfloat16",
     repetitions: Annotated[
         int | None, typer.Option(metavar="N", help="Timed runs.", show_default="10 to 100")
     ] = None,
-    device: Annotated[str, typer.Option(help="Such as cuda, cuda:1 or cpu.")] = "cuda",
+    device: Device = "cuda",
     json: Json = False,
     out: Out = None,
 ) -> None:
