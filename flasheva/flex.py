@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import FlexKernelOptions, flex_attention
 
 from flasheva.config import EvaConfig
 from flasheva.flex_blocks import BLOCK, MaskMod, make_block_mask
@@ -108,9 +108,16 @@ def _flex(
         score_mod=None if bias is None else _score_mod(bias, num_keys),
         block_mask=block_mask,
         enable_gqa=q.shape[1] != k.shape[1],
+        kernel_options=_kernel_options(q),
     )
     assert isinstance(out, Tensor)
     return out
+
+
+def _kernel_options(q: Tensor) -> FlexKernelOptions | None:
+    # Below 128 queries torch takes its decode kernel, one tile for all queries of a key head: in
+    # float32, whose products are unrolled, that tile does not compile within minutes (torch 2.11).
+    return {"BACKEND": "TRITON"} if q.is_cuda and q.dtype == torch.float32 else None
 
 
 def _mask_mod(config: EvaConfig, positions: Positions, num_keys: int) -> MaskMod:

@@ -6,7 +6,7 @@ from layers.context import Context
 from layers.eva_attention import EvaAttention, WindowAttention
 from layers.full_attention import FullAttention
 from layers.mlp import MLP, Activation, GatedMLP
-from layers.rotary import RopeConfig, apply_rotary, rotary_angles
+from layers.rotary import RopeConfig, RotaryAngles, apply_rotary, rotary_angles
 
 __all__ = [
     "LAYER_TYPES",
@@ -19,6 +19,7 @@ __all__ = [
     "LayerType",
     "ModelCache",
     "RopeConfig",
+    "RotaryAngles",
     "WindowAttention",
     "apply_rotary",
     "build_attention",

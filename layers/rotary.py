@@ -7,6 +7,7 @@ Angles are computed from positions in every call: there is no table to outgrow, 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,9 +95,20 @@ class RopeConfig:
         return fields
 
 
+class RotaryAngles(NamedTuple):
+    """cos, sin [B or 1, 1, T, D], and how many dims rotate.
+
+    sin is negative in the first half of these; the dims behind them have cos 1 and sin 0.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    dim: int
+
+
 def rotary_angles(
     config: RopeConfig, positions: Tensor, head_dim: int, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
+) -> RotaryAngles:
     """cos and sin for positions, shared by all layers and heads.
 
     Args:
@@ -104,9 +116,6 @@ def rotary_angles(
         positions: int [B or 1, T], counted from the start of each token's document.
         head_dim: D.
         dtype: of the result; computed in float32 at least.
-
-    Returns:
-        cos, sin: [B or 1, 1, T, rotary dims].
     """
     dim = int(head_dim * config.partial_rotary_factor)
     wide = torch.promote_types(dtype, torch.float32)
@@ -115,17 +124,22 @@ def rotary_angles(
     if config.scaling is not None:
         frequency = _llama3(frequency, config.scaling)
     angle = positions.to(wide).unsqueeze(-1) * frequency
-    angle = torch.cat([angle, angle], dim=-1).unsqueeze(1)
-    return angle.cos().to(dtype), angle.sin().to(dtype)
+    cos, sin = angle.cos(), angle.sin()
+    rest = angle.new_zeros(*angle.shape[:-1], head_dim - dim)
+    cos = torch.cat([cos, cos, rest + 1], dim=-1).unsqueeze(1)
+    sin = torch.cat([-sin, sin, rest], dim=-1).unsqueeze(1)
+    return RotaryAngles(cos.to(dtype), sin.to(dtype), dim)
 
 
-def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates the first dims of x [B, H, T, D]; the rest passes through."""
-    dim = cos.shape[-1]
-    rotated, rest = x[..., :dim], x[..., dim:]
-    first, second = rotated.chunk(2, dim=-1)
-    rotated = rotated * cos + torch.cat([-second, first], dim=-1) * sin
-    return torch.cat([rotated, rest], dim=-1) if rest.shape[-1] else rotated
+def apply_rotary(x: Tensor, angles: RotaryAngles) -> Tensor:
+    """Rotates the first `angles.dim` dims of x [B, H, T, D]; the rest passes through.
+
+    One formula for all D dims: torch.compile makes one kernel of it, but several of a result that
+    is put together from parts.
+    """
+    half = angles.dim // 2
+    first, second, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    return x * angles.cos + torch.cat([second, first, rest], dim=-1) * angles.sin
 
 
 def _llama3(frequency: Tensor, scaling: Llama3Scaling) -> Tensor:

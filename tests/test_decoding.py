@@ -1,5 +1,7 @@
 """The decoder steps without waiting for anybody, and chooses what a plain loop would."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -7,9 +9,9 @@ from torch import Tensor
 import zoo
 from tests.test_cache import tiny
 from tests.tiny import make_model, mixed
-from zoo.decoding import Decoder
-from zoo.prefill import piece_size, prefill
-from zoo.sampling import Sampling
+from zoo.decoding import Decoder, _choose, _compiled_choose, _State
+from zoo.prefill import next_logits, piece_size, prefill
+from zoo.sampling import Sampling, noise
 
 KINDS = ("eva_attention", "full_attention", "window_attention")
 SIZES = {"window_size": 32, "chunk_size": 16}
@@ -83,10 +85,137 @@ def test_a_piece_has_a_bounded_size(batch_size, device):
     size = piece_size(batch_size, torch.device(device))
     assert size % 16 == 0
     assert 16 <= size <= 2048
-    assert size == 16 or size * batch_size <= 2**15
+    assert size == 16 or size * batch_size <= 2**14
+
+
+def state(B: int, at_once: int, eos: list[int]) -> _State:
+    zeros = torch.zeros(B, dtype=torch.int64)
+    return _State(
+        tokens=zeros.clone(),
+        going=torch.ones_like(zeros),
+        room=torch.full_like(zeros, 4),
+        seen=torch.zeros(B, 50, dtype=torch.bool),
+        history=zeros.repeat(at_once, 1),
+        slot=torch.zeros(1, dtype=torch.int64),
+        eos=torch.tensor(eos, dtype=torch.int64),
+    )
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        Sampling(),
+        pytest.param(Sampling(temperature=0.8), marks=pytest.mark.slow),
+        pytest.param(
+            Sampling(temperature=1.0, top_k=5, top_p=0.9, min_p=0.01, repetition_penalty=1.3),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["greedy", "sampled", "filtered"],
+)
+@torch.inference_mode()
+def test_compiled_choosing_is_eager_choosing(sampling):
+    sizes = [(1, 1, [3]), (3, 8, [3, 4]), (5, 8, [3, 9]), (2, 8, [1, 2, 7])]
+    rng = torch.Generator().manual_seed(0)
+    for number, (B, at_once, eos) in enumerate(sizes):
+        ours, theirs = state(B, at_once, eos), state(B, at_once, eos)
+        compiled = _compiled_choose(ours, dataclasses.replace(sampling, seed=7))
+        # By the third size of a kind every size has a graph.
+        with torch._dynamo.config.patch(error_on_recompile=number == 3):
+            for _ in range(9):
+                logits = torch.randn(B, 50, generator=rng)
+                random = noise(logits, sampling, rng)
+                compiled(logits, random, ours, sampling)
+                _choose(logits, random, theirs, sampling)
+                assert all(map(torch.equal, ours, theirs))
+        assert not ours.going.any()
 
 
 # On a GPU
+
+
+def fast_and_exact(kinds=KINDS, **sizes) -> tuple[zoo.CausalLM, zoo.CausalLM, zoo.CausalLM]:
+    """The kernels and the reference in float32, and the reference in float64."""
+    fast = tiny(kinds, torch.float32, impl="auto", **sizes).cuda()
+    low = tiny(kinds, torch.float32, **sizes).cuda()
+    exact = tiny(kinds, torch.float64, **sizes).cuda()
+    for other in (low, exact):
+        other.load_state_dict(fast.state_dict())
+    return fast, low, exact
+
+
+def assert_greedy(model: zoo.CausalLM, exact: zoo.CausalLM, ids: Tensor, count: int) -> None:
+    """The last `count` of the ids [B, T] are the eager model's own choices at each place.
+
+    Excepted: places where its two largest logits are closer than its own error.
+    """
+    logits, true = (x(ids)[:, -count - 1 : -1].double() for x in (model, exact))
+    error = (logits - true).abs().max()
+    top = logits.topk(2).values
+    clear = top[..., 0] - top[..., 1] > 2 * error
+    assert clear.double().mean() > 0.99
+    same = logits.argmax(-1) == ids[:, -count:]
+    assert bool((same | ~clear).all())
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_compiled_and_captured_steps_make_the_eager_text():
+    torch.backends.cuda.matmul.allow_tf32 = False
+    fast, low, exact = fast_and_exact(**SIZES)
+    prompt = torch.randint(97, (2, 75), generator=torch.Generator().manual_seed(0)).cuda()
+    cache = fast.new_cache(2, 640)
+    logits = prefill(fast, prompt, torch.full((2,), 75).cuda(), cache)
+    seen = torch.zeros(logits.shape, dtype=torch.bool).cuda()
+    steps = Decoder(fast, cache, compile=True, sampling=Sampling(), seen=seen, room=[999] * 2)
+    steps.start(logits)
+    text = torch.tensor(collect(steps, 512)).cuda()
+    assert_greedy(low, exact, torch.cat([prompt, text], 1), 512)
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_64_ragged_rows_are_64_texts():
+    torch.backends.cuda.matmul.allow_tf32 = False
+    model = tiny(KINDS, torch.float32, impl="auto", **SIZES).cuda()
+    rng = torch.Generator().manual_seed(0)
+    lengths = torch.randint(1, 150, (64,), generator=rng).tolist()
+    prompts = [torch.randint(97, (n,), generator=rng).tolist() for n in lengths]
+    together = zoo.generate(model, prompts, max_new_tokens=40)
+    alone = [zoo.generate(model, prompt, max_new_tokens=40)[0].ids for prompt in prompts]
+    assert [row.ids for row in together] == alone
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_10000_steps_err_as_one_pass_does():
+    """Across 312 windows and 625 chunks."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    T = 10_000
+    fast, low, exact = fast_and_exact(("eva_attention", "window_attention"), **SIZES)
+    ids = torch.randint(97, (1, T), generator=torch.Generator().manual_seed(0)).cuda()
+    true, at_once = exact(ids)[0], low(ids)[0].double()
+    cache, one = fast.new_cache(1, T), torch.ones(1, dtype=torch.int64).cuda()
+    steps = torch.cat([next_logits(fast, ids[:, at : at + 1], cache, one) for at in range(T)])
+    for part in range(0, T, 1000):
+        part = slice(part, part + 1000)
+        ours, theirs = ((x[part] - true[part]).norm() for x in (steps.double(), at_once))
+        assert ours <= 2 * theirs, (part, float(ours), float(theirs))
+
+
+@pytest.mark.gpu
+def test_after_the_first_texts_nothing_recompiles():
+    model = tiny(KINDS, torch.bfloat16, impl="auto", **SIZES).cuda()
+
+    def text(rows: int, length: int) -> None:
+        prompts = [[number] * length for number in range(1, rows + 1)]
+        zoo.generate(model, prompts, max_new_tokens=30, compile=True)
+
+    for rows, length in ((1, 20), (2, 20), (3, 50)):
+        text(rows, length)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rows, length in ((1, 99), (5, 33), (7, 200), (2, 20)):
+            text(rows, length)
 
 
 @pytest.mark.gpu

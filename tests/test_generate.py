@@ -26,7 +26,7 @@ from flasheva import EvaConfig
 from tests.tiny import END, VOCAB_SIZE, make_model, make_tokenizer, mixed, tokenizer_json
 from zoo.generation import Prompt
 from zoo.prefill import piece_size
-from zoo.sampling import Sampling, keep, next_tokens
+from zoo.sampling import Sampling, choose, keep, noise
 from zoo.text.stopping import TextUntilStop
 
 Prompts = Prompt | Iterable[Prompt]
@@ -293,7 +293,8 @@ def test_temperature_divides_before_the_filters() -> None:
 
 def draw(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
     seen = torch.zeros_like(logits, dtype=torch.bool) if seen is None else seen
-    return next_tokens(logits, seen, sampling, sampling.generator(logits.device))
+    random = noise(logits, sampling, sampling.generator(logits.device))
+    return choose(logits, seen, sampling, random)
 
 
 def test_a_repetition_penalty_is_that_of_transformers() -> None:

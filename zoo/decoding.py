@@ -6,19 +6,22 @@ it is captured once as a CUDA graph, sampling included, and replayed. Tokens are
 while the next steps run.
 """
 
+import dataclasses
 import functools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from types import FunctionType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from layers import ModelCache
 from zoo.causal_lm import CausalLM
-from zoo.prefill import NextLogits, next_logits
-from zoo.sampling import Sampling, next_tokens
+from zoo.prefill import compiled_next_logits, next_logits
+from zoo.sampling import Sampling, choose, noise
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,56 @@ class _Chosen:
         return chosen
 
 
+class _State(NamedTuple):
+    """What a step changes in place, besides the cache.
+
+    int64 [B] each, but for
+
+    - seen: bool [B, V], tokens of prompt and text, kept for a repetition penalty only.
+    - history: [steps of a round, B], what was chosen.
+    - slot: [1], where in the history the next tokens go.
+    - eos: [tokens that end a row].
+    """
+
+    tokens: Tensor
+    going: Tensor
+    room: Tensor
+    seen: Tensor
+    history: Tensor
+    slot: Tensor
+    eos: Tensor
+
+
+def _choose(logits: Tensor, noise: Tensor | None, state: _State, sampling: Sampling) -> None:
+    """Chooses the next tokens. A row that has ended changes nothing but the history."""
+    tokens, going, room, seen, history, slot, eos = state
+    chosen = torch.where(going > 0, choose(logits, seen, sampling, noise), tokens)
+    index = chosen[:, None]
+    if sampling.repetition_penalty != 1.0:
+        seen.scatter_(1, index, seen.gather(1, index) | (going > 0)[:, None])
+    tokens.copy_(chosen)
+    history.index_copy_(0, slot, chosen[None])
+    slot.copy_((slot + 1) % len(history))
+    room.sub_(going)
+    going.mul_(~((index == eos).any(1) | (room <= 0)))
+
+
+Choose = Callable[[Tensor, Tensor | None, _State, Sampling], None]
+
+
+def _compiled_choose(state: _State, sampling: Sampling) -> Choose:
+    # torch.compile refuses after 8 graphs of one code object: one handle for each kind of sampling
+    # and for sizes of 1, for which it makes graphs of their own.
+    single = tuple(min(x, 2) for x in (*state.history.shape, len(state.eos)))
+    return _choose_handle(dataclasses.replace(sampling, seed=None), single, state.tokens.device)
+
+
+@functools.cache
+def _choose_handle(sampling: Sampling, single: tuple[int, ...], device: torch.device) -> Choose:
+    own = FunctionType(_choose.__code__.replace(), _choose.__globals__)
+    return torch.compile(own, fullgraph=True)
+
+
 @functools.cache
 def _aside(device: torch.device) -> torch.cuda.Stream:
     """One stream to warm up on: cuBLAS keeps memory for every stream that it has seen."""
@@ -47,7 +100,7 @@ class Decoder:
     Args:
         model: of the cache.
         cache: after the prefill.
-        run: `next_logits`, or that compiled.
+        compile: run steps through torch.compile.
         sampling: how tokens are chosen.
         seen: bool [B, V], tokens of the prompts; changed in place.
         room: tokens that each row may take.
@@ -60,7 +113,7 @@ class Decoder:
         model: CausalLM,
         cache: ModelCache,
         *,
-        run: NextLogits = next_logits,
+        compile: bool = False,
         sampling: Sampling,
         seen: Tensor,
         room: Sequence[int],
@@ -68,18 +121,24 @@ class Decoder:
         steps_at_once: int = 1,
     ) -> None:
         device = cache.length.device
-        self._model, self._cache, self._run = model, cache, run
-        self._sampling, self._seen = sampling, seen
+        self._model, self._cache = model, cache
+        self._sampling = dataclasses.replace(sampling, seed=None)  # compiled for all seeds
         self._generator = sampling.generator(device)
         self._on_gpu = device.type == "cuda"
         self._at_once = steps_at_once if self._on_gpu else 1
-        self._tokens = torch.zeros_like(cache.length)
-        self._going = torch.ones_like(cache.length)
-        self._room = torch.tensor(room, device=device)
-        self._eos = torch.tensor(list(eos_ids), dtype=torch.int64, device=device)
-        self._history = self._tokens.repeat(self._at_once, 1)  # of one round
-        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        self._made = 0  # steps, of which `_slot` is where the next one goes
+        tokens = torch.zeros_like(cache.length)
+        self._state = _State(
+            tokens=tokens,
+            going=torch.ones_like(tokens),
+            room=torch.tensor(room, device=device),
+            seen=seen,
+            history=tokens.repeat(self._at_once, 1),
+            slot=torch.zeros(1, dtype=torch.int64, device=device),
+            eos=torch.tensor(list(eos_ids), dtype=torch.int64, device=device),
+        )
+        self._run = compiled_next_logits(model) if compile else next_logits
+        self._choose = _compiled_choose(self._state, sampling) if compile else _choose
+        self._made = 0  # steps, of which `slot` is where the next one goes
         self._pending: deque[_Chosen] = deque()
         self._graph: torch.cuda.CUDAGraph | None = None
         self._started = False
@@ -87,7 +146,7 @@ class Decoder:
     def start(self, logits: Tensor) -> None:
         """Chooses the first token of each row from the logits [B, V] behind its prompt."""
         with self._device():
-            self._choose(logits)
+            self._take(logits)
             self._made = 1
             self._send(1)
 
@@ -106,7 +165,7 @@ class Decoder:
 
     def stop(self, row: int) -> None:
         """Ends a row whose text has ended for a reason that only the host knows."""
-        self._going[row] = 0
+        self._state.going[row].zero_()  # a number from the host would be waited for
 
     def step(self) -> None:
         """One step, without looking at what it chose."""
@@ -121,7 +180,7 @@ class Decoder:
 
     def _device(self) -> AbstractContextManager[object]:
         """Streams, events and graphs are those of the current GPU, which may be another one."""
-        return torch.cuda.device(self._tokens.device) if self._on_gpu else nullcontext()
+        return torch.cuda.device(self._state.tokens.device) if self._on_gpu else nullcontext()
 
     def _enqueue(self) -> None:
         for _ in range(self._at_once):
@@ -130,8 +189,9 @@ class Decoder:
 
     def _send(self, steps: int) -> None:
         """Copies what the last steps chose to the host."""
-        slots = [i % len(self._history) for i in range(self._made - steps, self._made)]
-        chosen = torch.stack([self._history[slot] for slot in slots])
+        history = self._state.history
+        slots = [i % len(history) for i in range(self._made - steps, self._made)]
+        chosen = torch.stack([history[slot] for slot in slots])
         if not self._on_gpu:
             self._pending.append(_Chosen(chosen, None))
             return
@@ -142,28 +202,19 @@ class Decoder:
         self._pending.append(_Chosen(there, arrived))
 
     def _step(self) -> None:
-        tokens = self._tokens[:, None]
-        self._choose(self._run(self._model, tokens, self._cache, self._going))
+        tokens, going = self._state.tokens[:, None], self._state.going
+        self._take(self._run(self._model, tokens, self._cache, going))
 
-    def _choose(self, logits: Tensor) -> None:
-        """A row that has ended changes nothing but the history."""
-        going = self._going > 0
-        chosen = next_tokens(logits, self._seen, self._sampling, self._generator)
-        chosen = torch.where(going, chosen, self._tokens)
-        index = chosen[:, None]
-        self._seen.scatter_(1, index, self._seen.gather(1, index) | going[:, None])
-        self._tokens.copy_(chosen)
-        self._history.index_copy_(0, self._slot, chosen[None])
-        self._slot.add_(1).remainder_(len(self._history))
-        self._room -= self._going
-        ended = (index == self._eos).any(1) | (self._room <= 0)
-        self._going.mul_(~ended)
+    def _take(self, logits: Tensor) -> None:
+        random = noise(logits, self._sampling, self._generator)
+        self._choose(logits, random, self._state, self._sampling)
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         """A step as a graph. While it is tried and captured, every row stands still."""
-        going, slot = self._going.clone(), self._slot.clone()
-        self._going.zero_()
-        aside = _aside(self._tokens.device)
+        state = self._state
+        going, slot = state.going.clone(), state.slot.clone()
+        state.going.zero_()
+        aside = _aside(state.tokens.device)
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # what is compiled or allocated once, is now
             self._step()
@@ -173,6 +224,6 @@ class Decoder:
         graph.register_generator_state(self._generator)
         with torch.cuda.graph(graph):
             self._step()
-        self._going.copy_(going)
-        self._slot.copy_(slot)
+        state.going.copy_(going)
+        state.slot.copy_(slot)
         return graph

@@ -290,7 +290,7 @@ def _run(
         decoder = Decoder(
             model,
             cache,
-            run=step,
+            compile=compile,
             sampling=sampling,
             seen=seen,
             room=[row.room for row in rows],

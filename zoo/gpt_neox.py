@@ -19,6 +19,7 @@ from layers import (
     Activation,
     Context,
     RopeConfig,
+    RotaryAngles,
     apply_rotary,
     build_attention,
 )
@@ -101,10 +102,10 @@ class GPTNeoXAttention(nn.Module):
         )
         self.layer = layer
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         heads = self.query_key_value(x).unflatten(-1, (-1, 3 * self.head_dim)).transpose(1, 2)
         q, k, v = heads.chunk(3, dim=-1)
-        q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
+        q, k = apply_rotary(q, rope), apply_rotary(k, rope)
         out = self.attend(q, k, v, context, context.layer_cache(self.layer))
         return self.dense(out.transpose(1, 2).flatten(2))
 
@@ -121,7 +122,7 @@ class GPTNeoXBlock(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(E, eps=eps)
         self.mlp = MLP(E, config.intermediate_size, config.hidden_act)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         attended = x + self.attention(self.input_layernorm(x), rope, context)
         mlp_input = x if self.parallel else attended
         return attended + self.mlp(self.post_attention_layernorm(mlp_input))

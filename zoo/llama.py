@@ -18,6 +18,7 @@ from layers import (
     Context,
     GatedMLP,
     RopeConfig,
+    RotaryAngles,
     apply_rotary,
     build_attention,
 )
@@ -99,12 +100,12 @@ class LlamaAttention(nn.Module):
         )
         self.layer = layer
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
+        q, k = apply_rotary(q, rope), apply_rotary(k, rope)
         out = self.attend(q, k, v, context, context.layer_cache(self.layer))
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
@@ -120,7 +121,7 @@ class LlamaBlock(nn.Module):
         self.post_attention_layernorm = nn.RMSNorm(E, eps=eps)
         self.mlp = GatedMLP(E, config.intermediate_size, config.hidden_act, bias=config.mlp_bias)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         x = x + self.attention(self.input_layernorm(x), rope, context)
         return x + self.mlp(self.post_attention_layernorm(x))
 

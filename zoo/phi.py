@@ -18,6 +18,7 @@ from layers import (
     Activation,
     Context,
     RopeConfig,
+    RotaryAngles,
     apply_rotary,
     build_attention,
 )
@@ -100,12 +101,12 @@ class PhiAttention(nn.Module):
         )
         self.layer = layer
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = apply_rotary(q, *rope), apply_rotary(k, *rope)
+        q, k = apply_rotary(q, rope), apply_rotary(k, rope)
         out = self.attend(q, k, v, context, context.layer_cache(self.layer))
         return self.dense(out.transpose(1, 2).flatten(2))
 
@@ -119,7 +120,7 @@ class PhiBlock(nn.Module):
         self.attention = PhiAttention(config, layer, impl)
         self.mlp = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Context) -> Tensor:
+    def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         y = self.input_layernorm(x)
         return x + self.attention(y, rope, context) + self.mlp(y)
 

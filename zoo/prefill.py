@@ -15,7 +15,7 @@ from zoo.causal_lm import CausalLM
 
 # Tokens of a row in a piece, and of all rows together: they bound the memory of a prefill.
 _PIECE = {"cpu": 512, "cuda": 2048}
-_PIECE_OF_ALL = 2**15
+_PIECE_OF_ALL = 2**14
 
 NextLogits = Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]
 

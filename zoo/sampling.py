@@ -69,27 +69,32 @@ def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def next_tokens(
-    logits: Tensor, seen: Tensor, sampling: Sampling, generator: torch.Generator
-) -> Tensor:
-    """Chooses one token per row.
+def noise(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor | None:
+    """The random numbers of one choice, float32 [B, V]; None where nothing is left to chance."""
+    if sampling.greedy:
+        return None
+    return _exponential(torch.empty_like(logits, dtype=torch.float32), generator)
+
+
+def choose(logits: Tensor, seen: Tensor, sampling: Sampling, noise: Tensor | None) -> Tensor:
+    """Chooses one token per row; without a generator, which torch.compile cannot trace.
 
     Args:
         logits: [B, V].
         seen: bool [B, V], tokens of the row's prompt and text so far.
         sampling: how.
-        generator: on the device of the logits.
+        noise: from `noise`.
 
     Returns:
         int64 [B].
     """
-    if sampling.greedy:
+    if noise is None:
         return _penalised(logits, seen, sampling).argmax(-1)
-    return draw(probabilities(logits, seen, sampling), generator)
+    return _race(probabilities(logits, seen, sampling), noise)
 
 
 def probabilities(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
-    """What `next_tokens` draws from: float32 [B, V], rows that sum to 1."""
+    """What `choose` draws from: float32 [B, V], rows that sum to 1."""
     logits = _penalised(logits, seen, sampling)
     if sampling.greedy:
         best = logits.argmax(-1, keepdim=True)
@@ -99,9 +104,16 @@ def probabilities(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
 
 def draw(weights: Tensor, generator: torch.Generator) -> Tensor:
     """int64 [B], drawn from rows of weights [B, V], which need not sum to 1."""
+    return _race(weights, _exponential(torch.empty_like(weights), generator))
+
+
+def _exponential(empty: Tensor, generator: torch.Generator) -> Tensor:
+    return empty.exponential_(1, generator=generator)
+
+
+def _race(weights: Tensor, noise: Tensor) -> Tensor:
     # The largest of p / e with e ~ Exp(1) is a draw from p (the exponential race), without the
     # host sync of torch.multinomial.
-    noise = torch.empty_like(weights).exponential_(1, generator=generator)
     return (weights / noise).argmax(-1)
 
 

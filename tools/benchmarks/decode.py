@@ -53,7 +53,7 @@ class Measured:
         first: seconds to the first tokens.
         step: seconds of a later step.
         capture: seconds for capturing, with two steps before and one behind it; None on a CPU.
-        peak: bytes, the most that was allocated; None on a CPU.
+        peak_prefill, peak_decode: bytes, the most that was allocated; None on a CPU.
         cache: bytes of the cache, or None if nobody knows.
         least: bytes that a step must read, or None.
     """
@@ -61,7 +61,8 @@ class Measured:
     first: float
     step: float
     capture: float | None
-    peak: int | None
+    peak_prefill: int | None
+    peak_decode: int | None
     cache: int | None
     least: int | None
 
@@ -81,34 +82,44 @@ def measure_ours(model: CausalLM, job: Job) -> Measured:
     unit = piece_size(job.batch_size, device) if job.compile else 16
     cache = model.new_cache(job.batch_size, -(-job.length // unit) * unit)
 
-    def once(steps: int) -> tuple[float, float, float]:
+    def once(steps: int) -> tuple[float, float, float, int | None]:
         seen = torch.zeros(
             job.batch_size, model.config.vocab_size, dtype=torch.bool, device=device
         )
         room = [job.new] * job.batch_size
-        decoder = Decoder(model, cache.reset(), run=run, sampling=Sampling(), seen=seen, room=room)
+        decoder = Decoder(
+            *(model, cache.reset()),
+            compile=job.compile,
+            sampling=Sampling(),
+            seen=seen,
+            room=room,
+        )
         lengths = torch.full_like(cache.length, job.prompt)
         synchronize(device)
         start = time.perf_counter()
         decoder.start(prefill(model, ids, lengths, cache, run, pad=job.compile))
         decoder.take()
         first = time.perf_counter()
+        peak = peak_memory(device)
+        reset_peak(device)
         decoder.step()
         synchronize(device)
         begin = time.perf_counter()
         for _ in range(steps - 2):
             decoder.step()
         synchronize(device)
-        return first - start, begin - first, (time.perf_counter() - begin) / max(steps - 2, 1)
+        step = (time.perf_counter() - begin) / max(steps - 2, 1)
+        return first - start, begin - first, step, peak
 
     once(3)
     reset_peak(device)
-    first, capture, step = once(job.new)
+    first, capture, step, peak = once(job.new)
     return Measured(
         first=first,
         step=step,
         capture=capture if device.type == "cuda" else None,
-        peak=peak_memory(device),
+        peak_prefill=peak,
+        peak_decode=peak_memory(device),
         cache=cache.nbytes,
         least=least_bytes(model, cache, job),
     )
@@ -136,7 +147,7 @@ def least_bytes(model: CausalLM, cache: ModelCache, job: Job) -> int:
 
 @torch.inference_mode()
 def measure_transformers(
-    fields: Mapping[str, Any], job: Job, device: torch.device, *, static: bool
+    fields: Mapping[str, Any], job: Job, device: torch.device, *, static: bool, piece: int | None
 ) -> Measured:
     """Times `generate` of transformers' own model, with random weights.
 
@@ -145,8 +156,9 @@ def measure_transformers(
         job: sizes.
         device: where it runs.
         static: with a static cache, for which transformers compiles the step; else its default.
+        piece: tokens of a row that the prefill reads at a time (`prefill_chunk_size`); None: all.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList
 
     longest = {"max_position_embeddings": max(job.length, 2048)}
     config = AutoConfig.for_model(**{**fields, **longest})
@@ -157,22 +169,47 @@ def measure_transformers(
     options: dict[str, object] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
     if static:
         options["cache_implementation"] = "static"
+    if piece is not None:
+        options["prefill_chunk_size"] = piece
+    peaks: list[int | None] = []
+
+    def watch(ids: Tensor, scores: Tensor) -> Tensor:
+        """Called with the logits of every token: the first ones end the prefill."""
+        if not peaks:
+            peaks.append(peak_memory(device))
+            reset_peak(device)
+        return scores
 
     def generate(new: int) -> float:
         synchronize(device)
         start = time.perf_counter()
         # All runs share one size of a static cache, and so what was compiled for it.
-        theirs.generate(ids, min_new_tokens=new, max_new_tokens=new, **options)
+        theirs.generate(
+            ids,
+            min_new_tokens=new,
+            max_new_tokens=new,
+            logits_processor=LogitsProcessorList([watch]),
+            **options,
+        )
         synchronize(device)
         return time.perf_counter() - start
 
     generate(job.new)
+    peaks.clear()
     reset_peak(device)
     whole = generate(job.new)
     peak = peak_memory(device)
     first = generate(1)
     step = (whole - first) / (job.new - 1)
-    return Measured(first=first, step=step, capture=None, peak=peak, cache=None, least=None)
+    return Measured(
+        first=first,
+        step=step,
+        capture=None,
+        peak_prefill=peaks[0],
+        peak_decode=peak,
+        cache=None,
+        least=None,
+    )
 
 
 @torch.inference_mode()

@@ -1,7 +1,8 @@
 """`zoo bench decode`: the command around decode.py."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
 
 import typer
 
@@ -58,14 +59,26 @@ def decode(
         ),
     ] = None,
     layers: Annotated[
-        str | None,
-        typer.Option(help="Of eva: the layers with full attention, such as 7,17-18."),
+        list[str] | None,
+        typer.Option(
+            help="Of eva: the layers with full attention, such as 7,17-18, or none; may be "
+            "repeated.",
+            show_default="none",
+        ),
     ] = None,
     window_size: WindowSize = 256,
     chunk_size: ChunkSize = 16,
     compile: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Of our engine: torch.compile.")
     ] = True,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of transformers: read prompts in pieces of this size, as ours always are.",
+            show_default="whole prompts",
+        ),
+    ] = None,
     dtype: Annotated[DtypeName, typer.Option(help="Of weights and caches.")] = "bfloat16",
     device: Device = "cuda",
     json: Json = False,
@@ -84,8 +97,11 @@ def decode(
     sizes = batch_size or [1, 32]
     if min(sizes) < 1:
         raise ValueError(f"--batch-size must be at least 1, not {min(sizes)}")
+    if prefill_chunk is not None and prefill_chunk < 1:
+        raise ValueError(f"--prefill-chunk must be at least 1, not {prefill_chunk}")
     engines = chosen("--impl", impl, get_args(EngineName))
     bases = [_base(name) for name in model or ["pythia-160m"]]
+    exact = {base: [_layers(base, text) for text in layers or ["none"]] for base in bases}
     import torch
 
     from tools.benchmarks.decode import Job
@@ -100,22 +116,75 @@ def decode(
     for base in bases:
         for rows in sizes:
             job = Job(batch_size=rows, prompt=prompt, new=new, compile=compile)
-            lines: list[tuple[str, Mapping[str, Metric], str]] = []
+            lines: list[_Line] = []
             for engine in engines:
-                found, note = _measure(
-                    engine, base, job, copy, layers, (window_size, chunk_size), dtype, where
-                )
-                timed |= bool(found)
-                wrong |= note.startswith("WRONG")
-                case = _case(base, engine, job, layers, (window_size, chunk_size), dtype)
-                append_metrics(out, "decode", case, _impl(engine), found, where)
-                lines.append((engine, found, note))
-                if json:
-                    print_json({**case, "impl": _impl(engine), "note": note, **values(found)})
+                for some in exact[base] if engine == "eva" else [()]:
+                    run = _Run(
+                        engine=engine,
+                        base=base,
+                        job=job,
+                        exact=some,
+                        eva=(window_size, chunk_size),
+                        dtype=dtype,
+                        prefill_chunk=prefill_chunk,
+                    )
+                    found, note = _measure(run, copy, where)
+                    timed |= bool(found)
+                    wrong |= note.startswith("WRONG")
+                    append_metrics(out, "decode", run.case, run.impl, found, where)
+                    lines.append(_Line(run.name, found, note))
+                    if json:
+                        print_json({**run.case, "impl": run.impl, "note": note, **values(found)})
             if not json:
                 _print(base, job, lines)
     if wrong or not timed:
         raise typer.Exit(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Run:
+    """One engine, one model, one size."""
+
+    engine: str
+    base: str
+    job: "Job"
+    exact: tuple[int, ...]
+    eva: tuple[int, int]
+    dtype: str
+    prefill_chunk: int | None
+
+    @property
+    def impl(self) -> str:
+        return {"eva": "zoo_eva", "full": "zoo_full"}.get(self.engine, self.engine)
+
+    @property
+    def name(self) -> str:
+        return f"{self.engine}, {len(self.exact)} full" if self.exact else self.engine
+
+    @property
+    def case(self) -> dict[str, object]:
+        job = self.job
+        case: dict[str, object] = {
+            "model": self.base,
+            "batch": job.batch_size,
+            "prompt": job.prompt,
+            "new": job.new,
+            "dtype": self.dtype,
+        }
+        if self.engine == "eva":
+            layers = ",".join(map(str, self.exact)) or "none"
+            case |= {"W": self.eva[0], "P": self.eva[1], "layers": layers}
+        if self.engine in ("eva", "full"):
+            case["compile"] = job.compile
+        else:
+            case["prefill_chunk"] = self.prefill_chunk or "none"
+        return case
+
+
+class _Line(NamedTuple):
+    name: str
+    found: Mapping[str, Metric]
+    note: str
 
 
 def _base(name: str) -> str:
@@ -126,37 +195,19 @@ def _base(name: str) -> str:
     return name
 
 
-def _impl(engine: str) -> str:
-    return {"eva": "zoo_eva", "full": "zoo_full"}.get(engine, engine)
+def _depth(base: str) -> int:
+    from zoo.description import describe
+
+    return describe(base, weights="random").num_hidden_layers
 
 
-def _case(
-    base: str, engine: str, job: "Job", layers: str | None, eva: tuple[int, int], dtype: str
-) -> dict[str, object]:
-    case: dict[str, object] = {
-        "model": base,
-        "batch": job.batch_size,
-        "prompt": job.prompt,
-        "new": job.new,
-        "dtype": dtype,
-    }
-    if engine == "eva":
-        case |= {"W": eva[0], "P": eva[1], "layers": layers or "none"}
-    if engine in ("eva", "full"):
-        case["compile"] = job.compile
-    return case
+def _layers(base: str, text: str) -> tuple[int, ...]:
+    from recipes import exact_layers, parse_layers
+
+    return () if text == "none" else exact_layers(parse_layers(text), _depth(base))
 
 
-def _measure(
-    engine: str,
-    base: str,
-    job: "Job",
-    copy: float,
-    layers: str | None,
-    eva: tuple[int, int],
-    dtype: str,
-    device: "torch.device",
-) -> tuple[dict[str, Metric], str]:
+def _measure(run: _Run, copy: float, device: "torch.device") -> tuple[dict[str, Metric], str]:
     """The metrics, or none and why."""
     import torch
 
@@ -167,10 +218,10 @@ def _measure(
 
     note = ""
     try:
-        if engine in ("eva", "full"):
-            model = _load(base, engine, layers, eva, dtype, device)
-            wider = "float64" if dtype == "float32" else "float32"
-            exact = _load(base, engine, layers, eva, wider, device)
+        if run.engine in ("eva", "full"):
+            model = _load(run, run.dtype, device)
+            wider = "float64" if run.dtype == "float32" else "float32"
+            exact = _load(run, wider, device)
             exact.load_state_dict(model.state_dict())
             stepwise, at_once = check(model, exact)
             del exact
@@ -178,46 +229,37 @@ def _measure(
             if not stepwise <= 2 * at_once:
                 return {}, f"WRONG: steps err by {stepwise:.2g}, one pass by {at_once:.2g}"
             note = f"steps err by {stepwise:.2g}, one pass by {at_once:.2g}"
-            measured = measure_ours(model, job)
+            measured = measure_ours(model, run.job)
         else:
-            fields = to_hf(describe(base, weights="random"), {}, dtype)
-            static = engine == "transformers_static"
-            measured = measure_transformers(fields, job, device, static=static)
+            fields = to_hf(describe(run.base, weights="random"), {}, run.dtype)
+            static = run.engine == "transformers_static"
+            measured = measure_transformers(
+                fields, run.job, device, static=static, piece=run.prefill_chunk
+            )
     except torch.OutOfMemoryError:
         return {}, "out of memory"
     finally:
         free_memory(device)
-    return _metrics(measured, job, copy), note
+    return _metrics(measured, run.job, copy), note
 
 
-def _load(
-    base: str,
-    engine: str,
-    layers: str | None,
-    eva: tuple[int, int],
-    dtype: str,
-    device: "torch.device",
-) -> "CausalLM":
+def _load(run: _Run, dtype: str, device: "torch.device") -> "CausalLM":
     import torch
 
     import zoo
     from flasheva import EvaConfig
-    from recipes import exact_layers, parse_layers
-    from zoo.description import describe
 
-    depth = describe(base, weights="random").num_hidden_layers
-    exact = tuple(range(depth)) if engine != "eva" else ()
-    if engine == "eva" and layers is not None:
-        exact = exact_layers(parse_layers(layers), depth)
+    depth = _depth(run.base)
+    exact = run.exact if run.engine == "eva" else range(depth)
     types = ["full_attention" if i in exact else "eva_attention" for i in range(depth)]
     torch.manual_seed(0)
     return zoo.load(
-        base,
+        run.base,
         weights="random",
         dtype=dtype,
         device=device,
         layer_types=types,
-        eva=EvaConfig(window_size=eva[0], chunk_size=eva[1]),
+        eva=EvaConfig(window_size=run.eva[0], chunk_size=run.eva[1]),
     )
 
 
@@ -229,7 +271,11 @@ def _metrics(measured: "Measured", job: "Job", copy: float) -> dict[str, Metric]
     }
     if measured.capture is not None:
         found["capture_time"] = Metric(1e3 * measured.capture, "ms")
-    for name, size in (("peak_memory", measured.peak), ("cache", measured.cache)):
+    for name, size in (
+        ("peak_memory_prefill", measured.peak_prefill),
+        ("peak_memory_decode", measured.peak_decode),
+        ("cache", measured.cache),
+    ):
         if size is not None:
             found[name] = Metric(size / 2**20, "MiB")
     if measured.least is not None:
@@ -237,16 +283,17 @@ def _metrics(measured: "Measured", job: "Job", copy: float) -> dict[str, Metric]
     return found
 
 
-def _print(base: str, job: "Job", lines: list[tuple[str, Mapping[str, Metric], str]]) -> None:
-    ours = next((found for engine, found, _ in lines if engine == "eva" and found), None)
+def _print(base: str, job: "Job", lines: list[_Line]) -> None:
+    ours = next((found for name, found, _ in lines if name.startswith("eva") and found), None)
     rows = []
-    for engine, found, note in lines:
-        cells = [engine]
+    for label, found, note in lines:
+        cells = [label]
         for name, form in (
             ("throughput", "{:,.0f}"),
             ("time_per_token", "{:.3f}"),
             ("time_to_first_token", "{:,.1f}"),
-            ("peak_memory", "{:,.0f}"),
+            ("peak_memory_prefill", "{:,.0f}"),
+            ("peak_memory_decode", "{:,.0f}"),
             ("cache", "{:,.0f}"),
         ):
             cells.append(form.format(found[name].value) if name in found else "")
@@ -255,6 +302,15 @@ def _print(base: str, job: "Job", lines: list[tuple[str, Mapping[str, Metric], s
         if ours is not None and found:
             ratio = f"{ours['throughput'].value / found['throughput'].value:.2f}"
         rows.append([*cells, ratio, note])
-    head = ["engine", "tok/s", "ms/token", "first ms", "peak MiB", "cache MiB", "roofline"]
+    head = [
+        "engine",
+        "tok/s",
+        "ms/token",
+        "first ms",
+        "peak MiB",
+        "later",
+        "cache MiB",
+        "roofline",
+    ]
     print_rule(f"{base}, {job.batch_size} rows, {job.prompt} + {job.new} tokens")
     print_table([*head, "eva is x faster", "note"], rows)
