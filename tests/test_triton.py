@@ -14,7 +14,13 @@ from flasheva import AffineMap, AffineMaps, EvaConfig, eva_attention
 from flasheva.triton import call, forward, ops
 from flasheva.triton.tiles import Tile
 from flasheva.visibility import Positions, visible
-from tests.accuracy import assert_all_as_good_as_eager, attend
+from tests.accuracy import (
+    UNIT_ROUNDOFF,
+    assert_all_as_good_as_eager,
+    assert_as_good_as_eager,
+    attend,
+    eager,
+)
 from tests.inputs import Inputs, make
 from tests.test_cache import tiny
 from tests.test_flex import MAPS
@@ -56,6 +62,22 @@ def test_forward_and_gradients(window, S, G, D, T, packed, summary_map, P, big_t
     )
     exact = make(config, B=1 if packed else 2, G=G, D=D, T=T, packed=packed, seed=T)
     assert_all_as_good_as_eager(config, exact, torch.float32, "cpu", "triton", **ALLOWED)
+
+
+@interpreted
+@pytest.mark.parametrize("factor", [1.0, 1000.0])
+def test_summaries_below_and_above_what_the_exact_keys_gave(factor, monkeypatch):
+    """Short ones let the forward pass do without a running maximum, long ones do not."""
+    monkeypatch.setattr(call, "tile_of", lambda *_: Tile(64, 16, 4, 1))
+    monkeypatch.setattr(forward, "_MANY", 1)
+    config = EvaConfig(window_size=16, chunk_size=4, sink_size=8, summary_bias=True)
+    exact = make(config, B=1, G=1, D=16, T=330, seed=0)
+    with torch.no_grad():
+        exact.maps.k.weight.mul_(factor)
+        low = exact.to(torch.float32)
+        out, reference = attend(config, low, "triton"), attend(config, exact, "reference")
+        at_once = eager(config, low)
+    assert_as_good_as_eager("o", out, at_once, reference, UNIT_ROUNDOFF[torch.float32])
 
 
 @pytest.mark.slow
@@ -179,9 +201,9 @@ def test_nothing_behind_the_last_summary_is_read(window, big_tiles, monkeypatch)
     summaries = forward.summaries
 
     def poisoned(*args):
-        *shown, q_mean, k_mean, omega = summaries(*args)
-        padded = [torch.cat([y, torch.full_like(y, float("nan"))], 2) for y in shown]
-        return *(y[:, :, : y.shape[2] // 2] for y in padded), q_mean, k_mean, omega
+        k_rfa, v_rfa, *others = summaries(*args)
+        padded = [torch.cat([y, torch.full_like(y, float("nan"))], 2) for y in (k_rfa, v_rfa)]
+        return *(y[:, :, : y.shape[2] // 2] for y in padded), *others
 
     monkeypatch.setattr(forward, "summaries", poisoned)
     out = attend(config, x.requires_grad(), "triton")

@@ -11,6 +11,9 @@ from flasheva.triton.exponential import LOG2_E, exp2
 from flasheva.triton.rule import between, locate, whole_tiles
 
 _LOW: tl.constexpr = tl.constexpr(-1.0e30)  # finite: a row that sees nothing yet makes no NaN
+# A softmax may stand on a number that its largest logit exceeds by so much: weights up to 2^8, and
+# their sums, are exact enough in every dtype.
+_ABOVE: tl.constexpr = tl.constexpr(8.0)
 
 
 @triton.jit
@@ -27,6 +30,18 @@ def load_rows(pointer, first, stride, rows, d, limit, D: tl.constexpr, MASKED: t
         return tl.load(address)
     else:
         return tl.load(address, mask=d[None, :] < D, other=0.0)
+
+
+@triton.jit
+def _load_sinks(
+    pointer, x, stride, d, limit, row_start, offset, D: tl.constexpr, CACHED: tl.constexpr
+):
+    """Rows of the sinks at positions x; zero at and behind `limit`."""
+    row = x
+    if CACHED:  # sinks lie first, unless they are among the new tokens
+        row += tl.where(x < row_start, 0, offset)
+    address = pointer + row.to(tl.int64)[:, None] * stride + d[None, :]
+    return tl.load(address, mask=(x < limit)[:, None] & (d[None, :] < D), other=0.0)
 
 
 @triton.jit
@@ -50,9 +65,20 @@ def _attend(
     return acc, total, new_peak
 
 
+@triton.jit
+def _attend_below(
+    acc, total, peak, q, keys, values, bias, scale, PRECISION: tl.constexpr,
+):
+    """`_attend` to a whole tile whose logits cannot exceed `peak` by much: that stays as it is."""
+    logits = tl.dot(q, tl.trans(keys), input_precision=PRECISION)
+    weights = exp2(logits * scale - (peak - bias)[:, None], PRECISION == "ieee")
+    acc = tl.dot(weights.to(values.dtype), values, acc, input_precision=PRECISION)
+    return acc, total + tl.sum(weights, 1)
+
+
 @triton.jit(do_not_specialize=["T", "C", "H", "num_tiles", "key_offset"])
 def attention_forward(
-    q, k, v, k_rfa, v_rfa, bias, seq_start, q_start, out, lse,
+    q, k, v, k_rfa, v_rfa, norms, bias, seq_start, q_start, out, lse,
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
@@ -61,12 +87,13 @@ def attention_forward(
     T, C, H, num_tiles, key_offset, scale,
     R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
-    SUMMARIES: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr, CACHED: tl.constexpr,
-    SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
+    SUMMARIES: tl.constexpr, NORMS: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr,
+    CACHED: tl.constexpr, SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of queries x B * H. k_rfa and v_rfa share strides; lse is [B, H, T] contiguous.
 
+    NORMS: norms, float32 [B, G], holds the largest squared norm among the k_rfa of each head.
     CACHED: the queries of row b stand at q_start[b] + i, their keys in the row `key_offset` behind
     where they would lie if the row began there; sinks lie in rows 0 .. S - 1.
     """
@@ -96,29 +123,38 @@ def attention_forward(
     )
     last_n, last_start, last_begin = locate(last, T, row_start, seq_start, W, P, SLIDING, PACKED)
 
-    queries = load_rows(q, first, stride_qt, rows, d, T, D, True)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    peak = tl.zeros([BLOCK_M], tl.float32) + _LOW
-
     offset = 0
     if CACHED:
         offset = key_offset - row_start  # of the row of a key from its position
     if S > 0:
+        # The first sinks are loaded before the queries, so that the program waits once.
         sinks = tl.arange(0, BLOCK_S)
         sink_high = tl.minimum(first_start + S, last_begin)
+        sink = first_start + sinks
+        first_keys = _load_sinks(k, sink, stride_kt, d, sink_high, row_start, offset, D, CACHED)
+        first_values = _load_sinks(v, sink, stride_vt, d, sink_high, row_start, offset, D, CACHED)
+    queries = load_rows(q, first, stride_qt, rows, d, T, D, True)
+    if NORMS:  # here, because later they lie where the products want them
+        longest = tl.max(tl.sum(queries.to(tl.float32) * queries.to(tl.float32), 1))
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    peak = tl.zeros([BLOCK_M], tl.float32) + _LOW
+
+    if S > 0:
         sink_end = tl.where(start == first_start, tl.minimum(first_start + S, begin), 0)
         for i in tl.range(first_start, sink_high, BLOCK_S, num_stages=1):
-            x = i + sinks
-            row = x
-            if CACHED:  # sinks lie first, unless they are among the new tokens
-                row += tl.where(x < row_start, 0, offset)
-            row = row.to(tl.int64)[:, None]
-            mask = (x < sink_high)[:, None] & (d[None, :] < D)
-            keys = tl.load(k + row * stride_kt + d[None, :], mask=mask, other=0.0)
-            values = tl.load(v + row * stride_vt + d[None, :], mask=mask, other=0.0)
+            sink = i + sinks
+            keys, values = first_keys, first_values
+            if S > BLOCK_S:
+                if i > first_start:
+                    keys = _load_sinks(
+                        k, sink, stride_kt, d, sink_high, row_start, offset, D, CACHED
+                    )
+                    values = _load_sinks(
+                        v, sink, stride_vt, d, sink_high, row_start, offset, D, CACHED
+                    )
             acc, total, peak = _attend(
-                acc, total, peak, queries, keys, values, x, start, sink_end, False, 0.0, scale,
+                acc, total, peak, queries, keys, values, sink, start, sink_end, False, 0.0, scale,
                 PRECISION,
             )
     # Exact keys and the summaries that only some queries see share one loop, and so one pipeline.
@@ -163,7 +199,21 @@ def attention_forward(
             acc, total, peak, queries, keys, values, x + columns, see_low, see_high, full, extra,
             scale, PRECISION,
         )
+    inside = (first + rows) < T
     if SUMMARIES:  # those that every query sees, if they are many
+        if NORMS:
+            # |q| |k_rfa| bounds their logits. Mostly that is no more than the exact keys gave, and
+            # a third of the work, the running maximum and the rescaling, can be left out.
+            lowest = tl.min(tl.where(inside, peak, -_LOW))
+            bound = tl.sqrt(longest * tl.load(norms + head // R)) * scale * 1.01 + shift
+            whole = tl.where(bound < lowest + _ABOVE, middle, low)
+            for x in tl.range(low, whole, BLOCK_N):
+                keys = load_rows(k_rfa, x, stride_rt, columns, d, 0, D, False)
+                values = load_rows(v_rfa, x, stride_rt, columns, d, 0, D, False)
+                acc, total = _attend_below(
+                    acc, total, peak, queries, keys, values, shift, scale, PRECISION
+                )
+            low = whole
         for x in tl.range(low, middle, BLOCK_N):
             keys = load_rows(k_rfa, x, stride_rt, columns, d, 0, D, False)
             values = load_rows(v_rfa, x, stride_rt, columns, d, 0, D, False)
@@ -173,7 +223,6 @@ def attention_forward(
             )
 
     out += b * stride_ob + h * stride_oh + tl.cast(first, tl.int64) * stride_ot
-    inside = (first + rows) < T
     tl.store(
         out + rows[:, None] * stride_ot + d[None, :],
         (acc / total[:, None]).to(out.dtype.element_ty),

@@ -10,6 +10,9 @@ from flasheva.triton.attention_forward import attention_forward
 from flasheva.triton.call import Call, Maps, ceil_div, like_projection, strides
 from flasheva.triton.summary_forward import summary_forward
 
+# Fewer summaries of a row are not worth a launch that clears their norms.
+_MANY = 256
+
 
 def saved_shapes(k: Tensor, C: int, kind: str, save: bool) -> list[tuple[int, ...]]:
     """Of q_mean, k_mean and omega."""
@@ -30,9 +33,13 @@ def summaries(
     maps: Maps,
     noise: Tensor | None,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """k_rfa, v_rfa, and for the backward float32 q_mean, k_mean, omega."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+    """k_rfa, v_rfa and their norms for `attend`; for the backward q_mean, k_mean, omega.
+
+    Norms, means and omega are float32.
+    """
     C = c.C
+    norms = k.new_zeros((c.B, c.G), dtype=torch.float32) if C >= _MANY else None
     k_rfa, v_rfa = (k.new_empty((c.B, c.G, C, c.D)) for _ in range(2))
     # A map in parts reads the means back from memory.
     in_parts = c.map_part < c.block_d
@@ -46,16 +53,17 @@ def summaries(
     c.launch(
         summary_forward,
         (num_blocks * c.B * c.G,),
-        *(q, k, v, noise, *maps, k_rfa, v_rfa, *saved),
+        *(q, k, v, noise, *maps, k_rfa, v_rfa, norms, *saved),
         *(*strides(q), *strides(k), *strides(v)),
         *(C, num_blocks, c.D**-0.5),
         **c.of_summaries(kind),
         NOISE=noise is not None,
         SAVE=save,
+        NORMS=norms is not None,
     )
     if not save:
         saved = [k.new_empty(0, dtype=torch.float32) for _ in saved]
-    return k_rfa, v_rfa, saved[0], saved[1], saved[2]
+    return k_rfa, v_rfa, norms, saved[0], saved[1], saved[2]
 
 
 def attend(
@@ -65,6 +73,7 @@ def attend(
     v: Tensor,
     k_rfa: Tensor,
     v_rfa: Tensor,
+    norms: Tensor | None,
     bias: Tensor | None,
     seq_start: Tensor | None,
     q_start: Tensor | None,
@@ -81,13 +90,14 @@ def attend(
     c.launch(
         attention_forward,
         (num_tiles * c.B * c.H,),
-        *(q, k, v, k_rfa, v_rfa, bias, seq_start, q_start, out, lse),
+        *(q, k, v, k_rfa, v_rfa, norms, bias, seq_start, q_start, out, lse),
         *(*strides(q), *strides(k), *strides(v), *strides(k_rfa), *strides(out)),
         *(c.T, k_rfa.shape[2], c.H, num_tiles, key_offset, c.scale),
         R=c.H // c.G,
         D=c.D,
         **c.rule,
         SUMMARIES=k_rfa.shape[2] > 0,
+        NORMS=norms is not None,
         BIAS=bias is not None,
         PACKED=c.packed,
         CACHED=q_start is not None,

@@ -189,12 +189,13 @@ def _attention(
     c = call_of(q, k, seq_start, window_size, chunk_size, sink_size, window)
     if summary_map == "none":
         k_rfa, v_rfa = (k.new_empty((c.B, c.G, 0, c.D)) for _ in range(2))
+        norms = None
         q_mean, k_mean, omega = (k.new_empty(0, dtype=torch.float32) for _ in range(3))
     else:
-        k_rfa, v_rfa, q_mean, k_mean, omega = forward.summaries(
+        k_rfa, v_rfa, norms, q_mean, k_mean, omega = forward.summaries(
             c, q, k, v, summary_map, Maps.of(summary_map, maps), noise, save
         )
-    out, lse = forward.attend(c, q, k, v, k_rfa, v_rfa, bias, seq_start, None, 0, save)
+    out, lse = forward.attend(c, q, k, v, k_rfa, v_rfa, norms, bias, seq_start, None, 0, save)
     return out, lse, k_rfa, v_rfa, q_mean, k_mean, omega
 
 
@@ -358,7 +359,8 @@ def _attention_onto_cache(
         k_rfa, v_rfa = k_rfa.contiguous(), v_rfa.contiguous()
     c = call_of(q, k, None, window_size, chunk_size, sink_size, window)
     offset = k.shape[2] - q.shape[2]
-    return forward.attend(c, q, k, v, k_rfa, v_rfa, bias, None, q_start, offset, save=False)[0]
+    sources = (q, k, v, k_rfa, v_rfa)
+    return forward.attend(c, *sources, None, bias, None, q_start, offset, save=False)[0]
 
 
 @_attention_onto_cache.register_fake

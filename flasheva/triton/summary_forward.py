@@ -101,13 +101,14 @@ def scale_and_shift(x, weight, bias, d, D: tl.constexpr):
 @triton.jit(do_not_specialize=["C", "num_blocks"])
 def summary_forward(
     q, k, v, noise, w_q, b_q, w_k, b_k, g_q, s_q, g_k, s_k,
-    k_rfa, v_rfa, q_mean, k_mean, omega,
+    k_rfa, v_rfa, norms, q_mean, k_mean, omega,
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
     C, num_blocks, scale,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
-    MAP: tl.constexpr, NOISE: tl.constexpr, SAVE: tl.constexpr, PRECISION: tl.constexpr,
+    MAP: tl.constexpr, NOISE: tl.constexpr, SAVE: tl.constexpr, NORMS: tl.constexpr,
+    PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -199,6 +200,9 @@ def summary_forward(
         value = value * decay[:, None] + tl.sum(weights[:, :, None] * values, 1)
         peak = new_peak
 
+    if NORMS:  # largest squared norm of a head's k_rfa; whatever the order, the same
+        squared = tl.sum(tl.where(seen, key * key, 0.0), 1)
+        tl.atomic_max(norms + head, tl.max(squared), sem="relaxed")
     tl.store(k_rfa + result + offsets, key.to(k_rfa.dtype.element_ty), mask=seen)
     tl.store(
         v_rfa + result + offsets, (value / total[:, None]).to(v_rfa.dtype.element_ty), mask=seen
