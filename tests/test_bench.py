@@ -712,6 +712,32 @@ def test_a_table_compares_with_others_and_with_no_sinks(tmp_path: Path) -> None:
     assert_mistake(run("bench", "table", file), "a table needs times of triton")
 
 
+def test_a_table_of_decoding_says_how_much_faster_ours_is(tmp_path: Path) -> None:
+    job = {"model": "pythia-70m", "batch": 2, "prompt": 9, "new": 4, "dtype": "bfloat16"}
+    eva = {"W": 256, "P": 16, "layers": "none"}
+
+    def row(impl: str, metric: str, value: float, device: str = "a GPU", **more: object) -> str:
+        case = {**job, **more}
+        found = {"bench": "decode", "case": case, "impl": impl, "metric": metric, "value": value}
+        return json.dumps({**found, "device": device}) + "\n"
+
+    file = tmp_path / "rows.jsonl"
+    ours = [row("zoo_eva", "throughput", x, **eva) for x in (9, 1200.0)]  # of two, the last
+    static = row("transformers_static", "throughput", 300.0, prefill_chunk=64)
+    file.write_text("".join([*ours, row("zoo_eva", "roofline", 0.5, **eva), static]))
+    done = run("bench", "table", file)
+    assert done.code == 0, done
+    *_, first, second = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in done.out.splitlines()
+    ]
+    assert first[:5] == ["pythia-70m", "2", "9 + 4", "zoo_eva, W 256, P 16", "1,200"]
+    assert first[-2:] == ["50%", ""]
+    assert [second[3], second[-1]] == ["transformers_static, prefill_chunk 64", "4.00 x"]
+    with file.open("a") as more:
+        more.write(row("zoo_full", "throughput", 1.0, device="another"))
+    assert_mistake(run("bench", "table", file), "rows of a table share the device; here are 2")
+
+
 # Decoding
 
 SMALL_DECODE = (

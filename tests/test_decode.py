@@ -112,3 +112,12 @@ def test_the_op_is_well_registered():
     arrived = torch.zeros(4, dtype=torch.int32, device=DEVICE)
     args = (q, k, v, length, count, make(4), *cache, arrived, maps, "linear", 16, 8, 8, "sliding")
     torch.library.opcheck(ops._decode, args)
+
+
+@pytest.mark.parametrize(
+    ("heads", "entries", "expected"),
+    # Full on 132 processors; as many as fit; no more than there are tiles.
+    [(384, 800, 1), (200, 800, 1), (100, 800, 2), (12, 8192, 32), (1, 8192, 64), (12, 64, 1)],
+)
+def test_programs_of_a_step_run_at_once(heads, entries, expected):
+    assert decode.splits_of(heads, entries, 64, 132) == expected

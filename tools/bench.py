@@ -210,11 +210,14 @@ def plot_rows(
 def table_of_rows(
     rows: Annotated[Path, typer.Argument(metavar="ROWS.jsonl", help="What `--out` has written.")],
 ) -> None:
-    """Prints recorded times of kernels as a Markdown table."""
+    """Prints recorded rows, of kernels or of decoding, as a Markdown table."""
+    from tools.benchmarks.decode_table import decode_table
     from tools.benchmarks.plot import read_rows
     from tools.benchmarks.table import table
 
-    print(table(read_rows(rows)))
+    read = read_rows(rows)
+    decoded = any(row["bench"] == "decode" for row in read)
+    print(decode_table(read) if decoded else table(read))
 
 
 app.command()(decode)

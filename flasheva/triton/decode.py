@@ -15,8 +15,9 @@ from flasheva.triton.call import (
 )
 from flasheva.triton.decode_step import decode_step
 
-# Programs per multiprocessor that keep memory busy.
-_PROGRAMS = 4
+# Programs that run on a multiprocessor at once: registers and shared memory of Hopper let 4 of head
+# dim 64 and 3 of 128.
+_PROGRAMS = 3
 
 
 def decode(
@@ -75,9 +76,10 @@ def decode(
 def splits_of(heads: int, entries: int, block_n: int, processors: int) -> int:
     """Among how many programs the entries of a row and head are shared.
 
-    A power of 2: kernels are compiled for it, and caches have many sizes.
+    As many as run at once: what waits for a place makes a second round. A power of 2: kernels are
+    compiled for it, and caches have many sizes.
     """
-    most = min(ceil_div(_PROGRAMS * processors, heads), ceil_div(entries, 2 * block_n))
+    most = min(_PROGRAMS * processors // heads, ceil_div(entries, 2 * block_n))
     return 1 << (max(most, 1).bit_length() - 1)
 
 
