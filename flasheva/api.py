@@ -114,7 +114,8 @@ def eva_attention_with_cache(
 ) -> Tensor:
     """The same attention for T new tokens per row onto a cache, which it updates.
 
-    Any split of a prompt into such pieces gives the numbers of one pass.
+    Any split of a prompt into such pieces gives the numbers of one pass, but for the rounding of
+    what a float8 cache stores.
 
     Args:
         q, k, v, maps, bias, impl: as `eva_attention`; the tokens stand at positions

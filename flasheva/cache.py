@@ -11,6 +11,9 @@ visibility.py shows it, and one running sum of queries is enough.
 With `max_rollback = K` a row can be shortened by up to K tokens, exactly: the ring has K more
 slots, and the running sums after each of the last K + 1 tokens are kept.
 
+Keys, values and summaries may be stored in float8_e4m3fn (storage.py). New tokens see each other
+exactly, and what was stored before them rounded.
+
 Dims: B batch, H query heads, G key/value heads, D head dim, T new tokens, P chunk_size.
 """
 
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from flasheva.config import EvaConfig
+from flasheva.storage import gather, replace_, rows, scatter_, storage_dtype
 from flasheva.summary import SummaryMaps, query_sums, summarize, summary_dtype
 from flasheva.visibility import Positions
 
@@ -31,7 +35,9 @@ class EvaCache:
         max_seq_len: the longest row, prompt and generated tokens together.
         summaries: False for a layer with window and sinks only, which keeps none.
         max_rollback: K, how many tokens `ModelCache.rollback` can take back.
-        dtype, device: of keys, values and summaries.
+        dtype, device: of the keys and values that come.
+        cache_dtype: what keys, values and summaries are stored in: torch.float8_e4m3fn, or None:
+            `dtype`. Sums of queries stay in float32, or float64.
     """
 
     def __init__(
@@ -45,9 +51,11 @@ class EvaCache:
         summaries: bool = True,
         max_rollback: int = 0,
         dtype: torch.dtype,
+        cache_dtype: str | torch.dtype | None = None,
         device: torch.device | str,
     ) -> None:
         self.config = config
+        self.dtype = dtype
         self.summaries = summaries
         # A sliding query can see the P - 1 tokens before its window, and itself.
         extra = 0 if config.window == "block" else config.chunk_size
@@ -56,7 +64,9 @@ class EvaCache:
         sinks = min(config.sink_size, max_seq_len)
         chunks = max_seq_len // config.chunk_size if summaries else 0
 
-        def zeros(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+        kept = storage_dtype(cache_dtype, dtype, device)
+
+        def zeros(*shape: int, dtype: torch.dtype = kept) -> Tensor:
             shape = (batch_size, num_key_value_heads, *shape)
             return torch.zeros(shape, dtype=dtype, device=device)
 
@@ -92,7 +102,8 @@ class EvaCache:
 
         Returns:
             keys, values [B, G, S + slots + T, D] (sinks, the last `slots` tokens in order, the
-            new ones), k_rfa, v_rfa [B, G, C, D], and positions.
+            new ones), k_rfa, v_rfa [B, G, C, D], and positions. What is stored in float8 comes
+            in the dtype of the model.
         """
         T, sinks = k.shape[2], self.sink_k.shape[2]
         device = k.device
@@ -103,10 +114,12 @@ class EvaCache:
         slot = window % self.slots
         # A sink that is still in the ring counts once, as a sink.
         window = torch.where(window < sinks, -1, window)
-        keys = torch.cat([self.sink_k, _gather(self.window_k, slot), k], dim=2)
-        values = torch.cat([self.sink_v, _gather(self.window_v, slot), v], dim=2)
+        old_k, old_v = gather(self.window_k, slot), gather(self.window_v, slot)
+        keys = torch.cat([self.sink_k.to(self.dtype), old_k.to(self.dtype), k], dim=2)
+        values = torch.cat([self.sink_v.to(self.dtype), old_v.to(self.dtype), v], dim=2)
+        k_rfa, v_rfa = (x[:, :, :-1].to(self.dtype) for x in (self.k_rfa, self.v_rfa))
         positions = Positions(query=new, key=torch.cat([sink, window, new], dim=1))
-        return keys, values, self.k_rfa[:, :, :-1], self.v_rfa[:, :, :-1], positions
+        return keys, values, k_rfa, v_rfa, positions
 
     def write_summaries(
         self,
@@ -138,15 +151,15 @@ class EvaCache:
         shape = (chunks, P)
 
         def laid_out(ring: Tensor, piece: Tensor) -> Tensor:
-            old = _gather(ring, position % self.slots)
-            return torch.where(_rows(is_new), _gather(piece, new), old).unflatten(2, shape)
+            old = gather(ring, position % self.slots).to(self.dtype)
+            return torch.where(rows(is_new), gather(piece, new), old).unflatten(2, shape)
 
         sums = query_sums(q, G)
         # The running sum after the last cached token, or 0 at a chunk's first token.
-        carried = _gather(self.q_sum, ((length - 1) % K)[:, None])
-        carried = carried * _rows((length % P != 0)[:, None])
-        addend = _gather(sums, new) * _rows(is_new)
-        at_first_new = _rows(position == length[:, None])
+        carried = gather(self.q_sum, ((length - 1) % K)[:, None])
+        carried = carried * rows((length % P != 0)[:, None])
+        addend = gather(sums, new) * rows(is_new)
+        at_first_new = rows(position == length[:, None])
         running = torch.where(at_first_new, addend + carried, addend)
         running = running.unflatten(2, shape).cumsum(3)
         q_mean = running[:, :, :, -1] / (P * (q.shape[1] // G))
@@ -157,14 +170,14 @@ class EvaCache:
         complete = (chunk + 1) * P <= (length + count)[:, None]
         unread = self.k_rfa.shape[2] - 1
         index = torch.where(complete, chunk, unread)
-        self.k_rfa.scatter_(2, _index(index, self.k_rfa), k_rfa)
-        self.v_rfa.scatter_(2, _index(index, self.v_rfa), v_rfa)
+        scatter_(self.k_rfa, index, k_rfa)
+        scatter_(self.v_rfa, index, v_rfa)
 
         end = length + count
         slot = _latest(end, K, k.device)
         source = (slot - begin[:, None]).clamp(0, chunks * P - 1)
-        fresh = _rows((slot >= length[:, None]) & (slot >= 0))
-        self.q_sum.copy_(torch.where(fresh, _gather(running.flatten(2, 3), source), self.q_sum))
+        fresh = (slot >= length[:, None]) & (slot >= 0)
+        replace_(self.q_sum, fresh, gather(running.flatten(2, 3), source))
 
     def write_window(self, k: Tensor, v: Tensor, length: Tensor, count: Tensor) -> None:
         """Stores the new keys and values in the ring and among the sinks.
@@ -182,9 +195,9 @@ class EvaCache:
             (sink, self.sink_k, self.sink_v),
         ):
             source = (position - length[:, None]).clamp(0, last)
-            fresh = _rows((position >= length[:, None]) & (position < (length + count)[:, None]))
-            buffer_k.copy_(torch.where(fresh, _gather(k, source), buffer_k))
-            buffer_v.copy_(torch.where(fresh, _gather(v, source), buffer_v))
+            fresh = (position >= length[:, None]) & (position < (length + count)[:, None])
+            replace_(buffer_k, fresh, gather(k, source))
+            replace_(buffer_v, fresh, gather(v, source))
 
     def _slot_positions(self, length: Tensor) -> Tensor:
         return _latest(length, self.slots, length.device)
@@ -196,17 +209,3 @@ def _latest(length: Tensor, slots: int, device: torch.device) -> Tensor:
     last = length[:, None] - 1
     position = last - (last - slot) % slots
     return torch.where(position < 0, -1, position)
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[B, L] to [B, 1, L, 1]."""
-    return x[:, None, :, None]
-
-
-def _index(index: Tensor, source: Tensor) -> Tensor:
-    return _rows(index).expand(-1, source.shape[1], -1, source.shape[3])
-
-
-def _gather(source: Tensor, index: Tensor) -> Tensor:
-    """[B, G, N, D] at [B, L] along N: [B, G, L, D]."""
-    return source.gather(2, _index(index, source))

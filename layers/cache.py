@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from flasheva import EvaCache
+from flasheva.storage import scatter_, storage_dtype
 
 
 class KVCache:
@@ -15,7 +16,8 @@ class KVCache:
     Args:
         batch_size, num_key_value_heads, head_dim: B, G, D.
         max_seq_len: tokens that a row can hold.
-        dtype, device: of keys and values.
+        dtype, device: of the keys and values that come.
+        cache_dtype: what they are stored in: torch.float8_e4m3fn, or None: `dtype`.
     """
 
     def __init__(
@@ -26,14 +28,17 @@ class KVCache:
         head_dim: int,
         max_seq_len: int,
         dtype: torch.dtype,
+        cache_dtype: str | torch.dtype | None = None,
         device: torch.device | str,
     ) -> None:
+        self.dtype = dtype
         # At least one slot more than tokens, for the writes of padding; nobody sees it. A round
         # number keeps rows aligned for vector loads.
         slots = (max_seq_len // 16 + 1) * 16
         shape = (batch_size, num_key_value_heads, slots, head_dim)
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
+        kept = storage_dtype(cache_dtype, dtype, device)
+        self.k = torch.zeros(shape, dtype=kept, device=device)
+        self.v = torch.zeros(shape, dtype=kept, device=device)
         # Scratch of the decode kernel, zeros between steps.
         self.arrived = torch.zeros(
             batch_size * num_key_value_heads, dtype=torch.int32, device=device
@@ -43,14 +48,23 @@ class KVCache:
         """All state, for counting bytes and for resetting."""
         return (self.k, self.v)
 
-    def write(self, k: Tensor, v: Tensor, length: Tensor, count: Tensor) -> None:
-        """Stores new tokens [B, G, T, D] behind the `length` [B] cached ones; `count` are real."""
+    def write(self, k: Tensor, v: Tensor, length: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """Stores new tokens [B, G, T, D] behind the `length` [B] cached ones; `count` are real.
+
+        Returns:
+            All keys and values [B, G, slots, D] for reading, the new ones exactly as they came.
+        """
         new = torch.arange(k.shape[2], device=k.device)
         unread = self.k.shape[2] - 1
         slot = torch.where(new < count[:, None], length[:, None] + new, unread)
-        index = slot[:, None, :, None].expand_as(k)
-        self.k.scatter_(2, index, k)
-        self.v.scatter_(2, index, v)
+        scatter_(self.k, slot, k)
+        scatter_(self.v, slot, v)
+        if self.k.dtype == self.dtype:
+            return self.k, self.v
+        keys, values = self.k.to(self.dtype), self.v.to(self.dtype)
+        scatter_(keys, slot, k)
+        scatter_(values, slot, v)
+        return keys, values
 
 
 LayerCache = EvaCache | KVCache
@@ -64,6 +78,7 @@ class _HasCache(Protocol):
         max_seq_len: int,
         max_rollback: int,
         dtype: torch.dtype,
+        cache_dtype: str | torch.dtype | None,
         device: torch.device,
     ) -> LayerCache: ...
 
@@ -97,12 +112,14 @@ class ModelCache:
         max_seq_len: int,
         max_rollback: int,
         dtype: torch.dtype,
+        cache_dtype: str | torch.dtype | None,
         device: torch.device,
     ) -> Self:
         """Allocates what each layer's attention asks for.
 
         Raises:
-            ValueError: a size that is not positive, or a negative `max_rollback`.
+            ValueError: a size that is not positive, a negative `max_rollback`, or a `cache_dtype`
+                that cannot be had.
         """
         for name, value in (("batch_size", batch_size), ("max_seq_len", max_seq_len)):
             if value < 1:
@@ -115,6 +132,7 @@ class ModelCache:
                 max_seq_len=max_seq_len,
                 max_rollback=max_rollback,
                 dtype=dtype,
+                cache_dtype=cache_dtype,
                 device=device,
             )
             for attention in attentions

@@ -63,6 +63,7 @@ class WindowAttention(nn.Module):
         max_seq_len: int,
         max_rollback: int,
         dtype: torch.dtype,
+        cache_dtype: str | torch.dtype | None,
         device: torch.device,
     ) -> EvaCache:
         """The fixed-size cache of this layer."""
@@ -75,6 +76,7 @@ class WindowAttention(nn.Module):
             summaries=self.maps() is not None,
             max_rollback=max_rollback,
             dtype=dtype,
+            cache_dtype=cache_dtype,
             device=device,
         )
 
@@ -93,7 +95,7 @@ class WindowAttention(nn.Module):
         if not (
             isinstance(cache, EvaCache)
             and (cache.config, cache.summaries) == (self.config, self.maps() is not None)
-            and cache.window_k.dtype == k.dtype
+            and cache.dtype == k.dtype
         ):
             raise ValueError("this cache was made by another model; use model.new_cache")
         assert context.cache is not None and context.count is not None

@@ -30,6 +30,7 @@ class FullAttention(nn.Module):
         max_seq_len: int,
         max_rollback: int,
         dtype: torch.dtype,
+        cache_dtype: str | torch.dtype | None,
         device: torch.device,
     ) -> KVCache:
         """A static cache; it can go back as far as it likes."""
@@ -40,6 +41,7 @@ class FullAttention(nn.Module):
             head_dim=self.head_dim,
             max_seq_len=max_seq_len,
             dtype=dtype,
+            cache_dtype=cache_dtype,
             device=device,
         )
 
@@ -55,7 +57,7 @@ class FullAttention(nn.Module):
             query = key[:, None]
             mask = (key <= query) & (key >= context.seq_start[:, :, None])
         else:
-            if not isinstance(cache, KVCache) or cache.k.dtype != k.dtype:
+            if not isinstance(cache, KVCache) or cache.dtype != k.dtype:
                 raise ValueError("this cache was made by another model; use model.new_cache")
             assert context.cache is not None and context.count is not None
             length, count = context.cache.length, context.count
@@ -68,7 +70,6 @@ class FullAttention(nn.Module):
             )
             if step is not None:
                 return step
-            cache.write(k, v, length, count)
-            k, v = cache.k, cache.v
+            k, v = cache.write(k, v, length, count)
             mask = torch.arange(k.shape[2], device=q.device) <= context.positions[:, :, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=gqa)

@@ -80,7 +80,7 @@ def compile_all(
     call.Call.launch = staticmethod(launch)  # type: ignore[method-assign]
     call.capability_of = lambda device: capability // 10  # type: ignore[assignment]
     q, k, v, do = (
-        torch.empty(2, 1024, heads, D, dtype=dtype, device="meta").transpose(1, 2)
+        torch.empty(2, 8192, heads, D, dtype=dtype, device="meta").transpose(1, 2)
         for heads in (4, 2, 2, 4)
     )
     square, vector = (torch.empty(*shape, device="meta") for shape in ((D, D), (D,)))
@@ -92,7 +92,7 @@ def compile_all(
     }[summary_map]
     bias = torch.empty(4, device="meta")
     packed = summary_map == "pooled"
-    seq_start = torch.empty(2, 1024, dtype=torch.int32, device="meta") if packed else None
+    seq_start = torch.empty(2, 8192, dtype=torch.int32, device="meta") if packed else None
     static = (256, P, S, window, summary_map)
     out, *saved = ops._attention._init_fn(q, k, v, maps, bias, seq_start, None, *static, True)
     ops._attention_backward._init_fn(do, q, k, v, maps, bias, seq_start, out, *saved, *static)
@@ -102,15 +102,18 @@ def compile_all(
         ops._attention_onto_cache._init_fn(*args, 256, P, S, window)
     step = [x[:, :, :1] for x in (q, k, v)]
     row = torch.empty(2, dtype=torch.int64, device="meta")
-    ring, sinks, chunks, sums = (
-        torch.empty(2, 2, n, D, dtype=dtype, device="meta") for n in (272, 16, 65, 1)
-    )
-    summaries = [chunks, chunks, sums.float()] if maps else [None] * 3
-    cache = [sinks, sinks, ring, ring, *summaries]
+    sums = torch.empty(2, 2, 1, D, device="meta")
     arrived = torch.empty(4, dtype=torch.int32, device="meta")
-    ops._decode._init_fn(
-        *(*step, row, row, bias, *cache, arrived, maps, summary_map, 256, P, S, window)
-    )
+    # Triton has no float8_e4m3fn for older GPUs, and storage.py refuses it there.
+    for cache_dtype in (dtype, torch.float8_e4m3fn) if capability >= 89 else (dtype,):
+        ring, sinks, chunks = (
+            torch.empty(2, 2, n, D, dtype=cache_dtype, device="meta") for n in (272, 16, 65)
+        )
+        summaries = [chunks, chunks, sums] if maps else [None] * 3
+        cache = [sinks, sinks, ring, ring, *summaries]
+        ops._decode._init_fn(
+            *(*step, row, row, bias, *cache, arrived, maps, summary_map, 256, P, S, window)
+        )
 
 
 if __name__ == "__main__":

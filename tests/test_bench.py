@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import importlib.util
 import itertools
 import json
 import os
@@ -714,17 +715,17 @@ def test_a_table_compares_with_others_and_with_no_sinks(tmp_path: Path) -> None:
 
 def test_a_table_of_decoding_says_how_much_faster_ours_is(tmp_path: Path) -> None:
     job = {"model": "pythia-70m", "batch": 2, "prompt": 9, "new": 4, "dtype": "bfloat16"}
-    eva = {"W": 256, "P": 16, "layers": "none"}
+    eva: dict[str, object] = {"W": 256, "P": 16, "layers": "none"}
 
-    def row(impl: str, metric: str, value: float, device: str = "a GPU", **more: object) -> str:
+    def row(impl: str, metric: str, value: float, on: str, more: dict[str, object]) -> str:
         case = {**job, **more}
         found = {"bench": "decode", "case": case, "impl": impl, "metric": metric, "value": value}
-        return json.dumps({**found, "device": device}) + "\n"
+        return json.dumps({**found, "device": on}) + "\n"
 
     file = tmp_path / "rows.jsonl"
-    ours = [row("zoo_eva", "throughput", x, **eva) for x in (9, 1200.0)]  # of two, the last
-    static = row("transformers_static", "throughput", 300.0, prefill_chunk=64)
-    file.write_text("".join([*ours, row("zoo_eva", "roofline", 0.5, **eva), static]))
+    ours = [row("zoo_eva", "throughput", x, "a GPU", eva) for x in (9, 1200.0)]  # of two, the last
+    static = row("transformers_static", "throughput", 300.0, "a GPU", {"prefill_chunk": 64})
+    file.write_text("".join([*ours, row("zoo_eva", "roofline", 0.5, "a GPU", eva), static]))
     done = run("bench", "table", file)
     assert done.code == 0, done
     *_, first, second = [
@@ -733,9 +734,13 @@ def test_a_table_of_decoding_says_how_much_faster_ours_is(tmp_path: Path) -> Non
     assert first[:5] == ["pythia-70m", "2", "9 + 4", "zoo_eva, W 256, P 16", "1,200"]
     assert first[-2:] == ["50%", ""]
     assert [second[3], second[-1]] == ["transformers_static, prefill_chunk 64", "4.00 x"]
+    if importlib.util.find_spec("matplotlib"):
+        picture = tmp_path / "a.png"
+        assert run("bench", "plot", file, picture) == (0, "", "")
+        assert picture.read_bytes().startswith(b"\x89PNG")
     with file.open("a") as more:
-        more.write(row("zoo_full", "throughput", 1.0, device="another"))
-    assert_mistake(run("bench", "table", file), "rows of a table share the device; here are 2")
+        more.write(row("zoo_full", "throughput", 1.0, "another", {}))
+    assert_mistake(run("bench", "table", file), "rows of decoding must share the device")
 
 
 # Decoding

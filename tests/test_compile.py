@@ -3,8 +3,11 @@
 `aot_eager` traces all that Inductor would compile, in a second; one test runs Inductor itself.
 """
 
+import re
+
 import pytest
 import torch
+from torch._inductor.utils import run_and_get_code
 
 import zoo
 import zoo.generation
@@ -110,6 +113,21 @@ def test_inductor_gives_the_same_numbers():
         model(ids(1, 41)[:, :36], cache)
         out = [compiled(token, cache) for token in ids(1, 41)[:, 36:].split(1, 1)]
     assert (torch.cat(out, 1) - full[:, 36:]).abs().max() <= 1e-5 * full.abs().max()
+
+
+@pytest.mark.slow
+def test_a_compiled_piece_makes_no_second_cache():
+    """What a graph writes in place would be copied; what an op writes is not."""
+    model = tiny(KINDS, torch.float32)
+    cache = model.new_cache(2, 1000)
+    compiled = torch.compile(zoo.prefill.next_logits, fullgraph=True)
+    with torch.inference_mode():
+        _, code = run_and_get_code(compiled, model, ids(2, 40), cache, torch.tensor([40, 33]))
+    made = re.findall(r"empty_strided_cpu\(\(([\d, ]+)\)", "\n".join(code))
+    long = [x for layer in cache.layers for x in layer.tensors() if x.shape[2] > 200]
+    assert len(long) == 4
+    assert made
+    assert not {", ".join(map(str, x.shape)) for x in long} & set(made)
 
 
 @pytest.mark.slow

@@ -17,12 +17,12 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a program may 
 
 # Bytes of stack per thread with Triton 3.7; kernels that are not here have none. On Hopper, tiles
 # of `summary_gradients` and `key_gradients` that spill were faster than those that do not. The
-# summary kernels do not spill with Triton 3.6. Nobody has measured the rest.
+# summary kernels and `attention_forward` do not with Triton 3.6. Nobody has measured the rest.
 SPILLS = {
     (80, 64): {"summary_backward": 112},
     (80, 128): {"summary_forward": 104, "summary_backward": 336},
     (80, 256): {"map_gradients": 8},
-    (90, 64): {"summary_gradients": 304, "summary_backward": 120},
+    (90, 64): {"attention_forward": 8, "summary_gradients": 304, "summary_backward": 120},
     (90, 128): {
         "summary_forward": 128,
         "summary_gradients": 96,
@@ -30,7 +30,11 @@ SPILLS = {
         "key_gradients": 80,
     },
     (90, 256): {"map_gradients": 8},
-    (100, 64): {"attention_forward": 8, "summary_backward": 112},
+    (100, 64): {
+        "attention_forward": 8,
+        "summary_backward": 112,
+        "decode_step": 8,  # onto a float8 cache; onto others none
+    },
     (100, 128): {
         "summary_forward": 120,
         "output_dot": 8,

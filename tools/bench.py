@@ -197,11 +197,15 @@ def plot_rows(
     rows: Annotated[Path, typer.Argument(metavar="ROWS.jsonl", help="What `--out` has written.")],
     picture: Annotated[Path, typer.Argument(metavar="FILE.png", help="Made or replaced.")],
 ) -> None:
-    """Draws recorded times against tokens; needs matplotlib."""
+    """Draws recorded rows, of kernels or of decoding, against tokens; needs matplotlib."""
+    from tools.benchmarks.decode_plot import write_decode_plot
     from tools.benchmarks.plot import check_plot, points, read_rows, write_plot
 
     check_plot(picture)
     read = read_rows(rows)
+    if any(row["bench"] == "decode" for row in read):
+        write_decode_plot(picture, read)
+        return
     drawn = points(read)
     write_plot(picture, drawn, next(str(r["device"]) for r in read if r["bench"] == "kernels"))
 

@@ -60,6 +60,7 @@ def chat(
                 sampling=sampling,
                 stop=generation.stop or (),
                 max_seq_len=generation.max_seq_len,
+                cache_dtype=generation.cache_dtype,
                 compile=generation.compile,
             ):
                 print(piece, end="", flush=True)

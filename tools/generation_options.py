@@ -37,6 +37,14 @@ class GenerationOptions:
         int | None,
         option(_PANEL, "Tokens of prompt and text together.", default="the model's context"),
     ] = None
+    cache_dtype: Annotated[
+        str | None,
+        option(
+            _PANEL,
+            "float8_e4m3fn stores keys, values and summaries in a byte each.",
+            default="the dtype of the weights",
+        ),
+    ] = None
     compile: Annotated[
         bool, option(_PANEL, "Use torch.compile; pays off in long texts.", "--compile")
     ] = False

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
@@ -30,15 +30,24 @@ def info(
         ),
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16", "float64"], typer.Option(help="Of the cache.")
+        Literal["float32", "bfloat16", "float16", "float64"],
+        typer.Option(help="Of the cache, and with --memory of the weights."),
     ] = "float32",
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="Of a GPU, weights included: how many rows of --context fit?",
+            show_default="no such question",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Shows sizes, layers and bytes of cache, without loading any weights."""
     eva, layer_types = configured(name, source, attention)
     import torch
 
-    from tools.model_size import measure_size
+    from tools.model_size import largest_batch, measure_size
     from zoo.description import describe
 
     config = describe(
@@ -49,14 +58,29 @@ def info(
         context = longest
     if not 1 <= context <= longest:
         raise ValueError(f"--context must be 1 to {longest}, the model's context, not {context}")
-    size = measure_size(config, context, getattr(torch, dtype))
+    kept = getattr(torch, dtype)
+    size = measure_size(config, context, kept)
+    fits = None
+    if memory is not None:
+        if not 0 < memory < float("inf"):
+            raise ValueError(f"--memory must be a number of GiB above 0, not {memory}")
+        fits = _Fits(memory, largest_batch(config, context, kept, int(memory * 2**30)))
     if json:
-        print_json(_as_json(name, config, size, dtype))
+        print_json(_as_json(name, config, size, dtype, fits))
     else:
-        _show(name, config, size, dtype)
+        _show(name, config, size, dtype, fits)
 
 
-def _as_json(name: str, config: "ModelConfig", size: "ModelSize", dtype: str) -> dict[str, object]:
+class _Fits(NamedTuple):
+    """Rows of a batch in GiB of memory."""
+
+    memory: float
+    rows: int
+
+
+def _as_json(
+    name: str, config: "ModelConfig", size: "ModelSize", dtype: str, fits: _Fits | None
+) -> dict[str, object]:
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)
     return {
         "model": name,
@@ -75,10 +99,13 @@ def _as_json(name: str, config: "ModelConfig", size: "ModelSize", dtype: str) ->
                 kind: found.cache_bytes / size.context for kind, found in size.kinds.items()
             },
         },
+        **({} if fits is None else {"memory_gib": fits.memory, "max_batch": fits.rows}),
     }
 
 
-def _show(name: str, config: "ModelConfig", size: "ModelSize", dtype: str) -> None:
+def _show(
+    name: str, config: "ModelConfig", size: "ModelSize", dtype: str, fits: _Fits | None
+) -> None:
     assert dataclasses.is_dataclass(config) and not isinstance(config, type)
     print(f"{name}: {config.model_type}, {size.parameters:,} parameters", end="")
     print(f", {size.eva_parameters:,} of them for EVA" if size.eva_parameters else "")
@@ -107,6 +134,8 @@ def _show(name: str, config: "ModelConfig", size: "ModelSize", dtype: str) -> No
         f"\nIn all {size.cache_bytes:,} bytes; with full attention in every layer "
         f"{size.full_cache_bytes:,}, {times:.2f} times as many"
     )
+    if fits is not None:
+        print(f"A batch in {fits.memory:g} GiB of a GPU has at most {fits.rows:,} such rows")
 
 
 def _listed(values: dict[str, object]) -> str:

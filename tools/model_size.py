@@ -12,6 +12,7 @@ import torch
 from layers import LAYER_TYPES
 from zoo.config import ModelConfig
 from zoo.families import build
+from zoo.memory import max_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +74,22 @@ def measure_size(config: ModelConfig, context: int, dtype: torch.dtype) -> Model
         cache_bytes=sum(layer_bytes),
         full_cache_bytes=kinds["full_attention"].cache_bytes * config.num_hidden_layers,
     )
+
+
+def largest_batch(config: ModelConfig, context: int, dtype: torch.dtype, memory: int) -> int:
+    """`zoo.max_batch` of a model without weights.
+
+    Args:
+        config, context: as `measure_size`.
+        dtype: of weights and cache.
+        memory: bytes.
+
+    Raises:
+        ValueError: as `zoo.max_batch`.
+    """
+    with torch.device("meta"):
+        model = build(config, "auto").to(dtype)
+    return max_batch(model, context, memory)
 
 
 def _count(

@@ -17,6 +17,7 @@ from tools.text_files import read_text
 
 if TYPE_CHECKING:
     from tools.scoring.perplexity import Perplexity
+    from tools.scoring.tokens import Scorable
 
 
 @with_options
@@ -35,6 +36,23 @@ def perplexity(
     windows: Annotated[
         int | None, typer.Option(metavar="N", help="Only the first N.", show_default="all")
     ] = None,
+    cache_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Read the windows in pieces onto a cache of this dtype: float8_e4m3fn, or that "
+            "of the weights.",
+            show_default="no cache",
+        ),
+    ] = None,
+    piece_size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of the pieces, which see themselves exactly: 1 is a step of decoding, and slow.",
+            show_default="16",
+        ),
+    ] = None,
     batch_size: BatchSize = 1,
     json: Json = False,
     out: Out = None,
@@ -44,22 +62,32 @@ def perplexity(
     The text is tokenised as one string without bos and cut into windows, each scored without what
     came before it. The second half counts predictions from the middle of a window on.
     """
+    if piece_size is not None and cache_dtype is None:
+        raise ValueError("--piece-size is of the pieces that a cache reads: give --cache-dtype")
     check_appendable(out)
     content = read_text(text)
     model = load_model(name, source, attention, runtime)
+    from tools.scoring.cached import CachedModel
     from tools.scoring.perplexity import cut_windows, measure_perplexity
 
     tokenizer = tokenizer_for_rows(name, model, window)
     rows = cut_windows(tokenizer.encode(content, add_bos=False), window, windows)
+    scored: Scorable = model
+    cache: dict[str, object] = {}
+    if cache_dtype is not None:
+        piece_size = 16 if piece_size is None else piece_size
+        scored = CachedModel(model, cache_dtype, piece_size)
+        cache = {"cache_dtype": cache_dtype, "piece": piece_size}
     start = time.perf_counter()
     with progress("windows", len(rows)) as advance:
-        result = measure_perplexity(model, rows, batch_size=batch_size, advance=advance)
+        result = measure_perplexity(scored, rows, batch_size=batch_size, advance=advance)
     seconds = time.perf_counter() - start
     found = {"perplexity": result.all, "perplexity_second_half": result.second_half}
     if json:
         print_json(
             model_case(name, model)
             | {"text": text.name, "window": window, "windows": len(rows)}
+            | cache
             | {metric: part.value for metric, part in found.items()}
             | {f"{metric}_error": part.standard_error for metric, part in found.items()}
             | {"tokens": result.all.tokens, "seconds": round(seconds, 3)}
@@ -75,6 +103,7 @@ def perplexity(
             "context": window,
             "windows": len(rows),
             "batch": batch_size,
+            **cache,
         }
         for metric, part in found.items():
             append_result(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from zoo.description import describe
     from zoo.generation import Generation, generate, stream
     from zoo.loading import load, save
+    from zoo.memory import max_batch, memory_of
     from zoo.sampling import Sampling
     from zoo.text.tokenizer import Tokenizer
 
@@ -27,6 +28,8 @@ __all__ = [
     "generate",
     "list",
     "load",
+    "max_batch",
+    "memory_of",
     "save",
     "stream",
 ]
@@ -40,6 +43,8 @@ _MODULES = {
     "describe": "description",
     "generate": "generation",
     "load": "loading",
+    "max_batch": "memory",
+    "memory_of": "memory",
     "save": "loading",
     "stream": "generation",
 }

@@ -73,11 +73,20 @@ class CausalLM(nn.Module):
         """
         return self.lm_head(self.hidden_states(ids, cache, seq_start, lengths))
 
-    def new_cache(self, batch_size: int, max_seq_len: int, *, max_rollback: int = 0) -> ModelCache:
+    def new_cache(
+        self,
+        batch_size: int,
+        max_seq_len: int,
+        *,
+        max_rollback: int = 0,
+        cache_dtype: str | torch.dtype | None = None,
+    ) -> ModelCache:
         """An empty cache for `batch_size` rows of up to `max_seq_len` tokens.
 
-        `max_rollback` is how many tokens `ModelCache.rollback` can take back. Caches are written
-        in place and serve inference: use them under `torch.no_grad` or `torch.inference_mode`.
+        `max_rollback` is how many tokens `ModelCache.rollback` can take back. `cache_dtype` is
+        what keys, values and summaries are stored in: torch.float8_e4m3fn (or its name) for a
+        cache of half the size, or None, the dtype of the weights. Caches are written in place
+        and serve inference: use them under `torch.no_grad` or `torch.inference_mode`.
         """
         weight = self.embed_tokens.weight
         return ModelCache.build(
@@ -86,6 +95,7 @@ class CausalLM(nn.Module):
             max_seq_len=max_seq_len,
             max_rollback=max_rollback,
             dtype=weight.dtype,
+            cache_dtype=cache_dtype,
             device=weight.device,
         )
 

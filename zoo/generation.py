@@ -56,6 +56,7 @@ def generate(
     compile: bool = False,
     draft: CausalLM | None = None,
     draft_tokens: int = 4,
+    cache_dtype: str | torch.dtype | None = None,
 ) -> list[Generation]:
     """Continues one prompt, or each of a list of prompts in one batch.
 
@@ -70,6 +71,8 @@ def generate(
         compile: run through `torch.compile(fullgraph=True)`; worth it for long texts.
         draft: a smaller model with the same tokens, which drafts `draft_tokens` at a time for
             the model to check (speculative decoding). The text stays what it would be.
+        cache_dtype: what caches store keys, values and summaries in: torch.float8_e4m3fn, or its
+            name, halves them (docs/decoding.md); None: the dtype of the weights.
 
     Returns:
         One `Generation` per prompt, in order.
@@ -81,7 +84,8 @@ def generate(
     rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len)
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
     helper = _helper(model, rows, draft, draft_tokens, compile)
-    for _ in _run(model, rows, sampling or Sampling(), compile, _STEPS_AT_ONCE, helper):
+    sampling = sampling or Sampling()
+    for _ in _run(model, rows, sampling, compile, _STEPS_AT_ONCE, helper, cache_dtype):
         pass
     return [row.result() for row in rows]
 
@@ -97,11 +101,12 @@ def stream(
     compile: bool = False,
     draft: CausalLM | None = None,
     draft_tokens: int = 4,
+    cache_dtype: str | torch.dtype | None = None,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
     rows = _rows(model, [_plain(prompt)], stop, max_new_tokens, max_seq_len)
     helper = _helper(model, rows, draft, draft_tokens, compile)
-    return _run(model, rows, sampling or Sampling(), compile, 1, helper)
+    return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype)
 
 
 @dataclass
@@ -267,6 +272,7 @@ def _run(
     compile: bool,
     steps_at_once: int,
     helper: "_Helper | None",
+    cache_dtype: str | torch.dtype | None,
 ) -> Iterator[str]:
     """Fills `rows`; yields the text of the first one as it comes."""
     device = model.device
@@ -283,7 +289,7 @@ def _run(
     drafted = 0 if helper is None else helper.tokens
     size = max(len(row.prompt_ids) + row.room for row in rows) + drafted
     size = -(-size // unit) * unit
-    cache = model.new_cache(len(rows), size, max_rollback=drafted)
+    cache = model.new_cache(len(rows), size, max_rollback=drafted, cache_dtype=cache_dtype)
     logits = prefill(model, ids, lengths, cache, step, pad=compile)
     decoder: Decoder | SpeculativeDecoder
     if helper is None:
@@ -298,7 +304,9 @@ def _run(
             steps_at_once=steps_at_once,
         )
     else:
-        draft_cache = helper.model.new_cache(len(rows), size, max_rollback=drafted)
+        draft_cache = helper.model.new_cache(
+            len(rows), size, max_rollback=drafted, cache_dtype=cache_dtype
+        )
         known = ids.clamp(max=helper.model.config.vocab_size - 1)
         prefill(helper.model, known, lengths, draft_cache)
         models = (model, cache, helper.model, draft_cache)

@@ -15,8 +15,8 @@ from flasheva.triton.call import (
 )
 from flasheva.triton.decode_step import decode_step
 
-# Programs that run on a multiprocessor at once: registers and shared memory of Hopper let 4 of head
-# dim 64 and 3 of 128.
+# Programs that run on a multiprocessor at once: registers and shared memory of Hopper let 4 of
+# head dim 64 and 3 of 128.
 _PROGRAMS = 3
 
 

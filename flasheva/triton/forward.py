@@ -13,6 +13,9 @@ from flasheva.triton.summary_forward import summary_forward
 # Fewer summaries of a row are not worth a launch that clears their norms.
 _MANY = 256
 
+# k_rfa, v_rfa, norms or None, q_mean, k_mean, omega.
+Summaries = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]
+
 
 def saved_shapes(k: Tensor, C: int, kind: str, save: bool) -> list[tuple[int, ...]]:
     """Of q_mean, k_mean and omega."""
@@ -33,7 +36,7 @@ def summaries(
     maps: Maps,
     noise: Tensor | None,
     save: bool,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+) -> Summaries:
     """k_rfa, v_rfa and their norms for `attend`; for the backward q_mean, k_mean, omega.
 
     Norms, means and omega are float32.

@@ -1,7 +1,7 @@
-"""decode_table: recorded runs of `zoo bench decode` as the Markdown table of docs/decoding.md."""
+"""recorded, decode_table: runs of `zoo bench decode`, and the table of docs/decoding.md."""
 
 from collections.abc import Iterable, Mapping
-from typing import cast
+from typing import NamedTuple, cast
 
 OURS = "zoo_eva"
 _COLUMNS = {
@@ -21,43 +21,71 @@ _USUAL = {("layers", "none"), ("cache_dtype", "none"), ("prefill_chunk", "none")
 Row = Mapping[str, object]
 
 
-def decode_table(rows: Iterable[Row]) -> str:
-    """A line for each engine and size, and how many times ours is faster at that size.
+class Run(NamedTuple):
+    """An engine and a size; `engine` says what is not as usual."""
 
-    Of two rows of the same measurement the last counts. "Ours" is the first EVA engine of a size.
+    model: str
+    batch: int
+    prompt: int
+    new: int
+    engine: str
+
+
+class Recorded(NamedTuple):
+    """What was measured of each run, by metric, and on which device."""
+
+    runs: dict[Run, dict[str, float]]
+    device: str
+
+
+def recorded(rows: Iterable[Row]) -> Recorded:
+    """The runs of `zoo bench decode`; of two rows of the same measurement the last counts.
 
     Raises:
-        ValueError: there are no such rows, or they come from several devices.
+        ValueError: there are none, or they come from several devices.
     """
-    found: dict[tuple[tuple[object, ...], str], dict[str, float]] = {}
+    found: dict[Run, dict[str, float]] = {}
     devices = set()
     for row in rows:
         if row["bench"] != "decode":
             continue
         case = cast("Mapping[str, object]", row["case"])
-        devices.add(row["device"])
+        devices.add(str(row["device"]))
         settings = [(name, case[name]) for name in _SETTINGS if name in case]
         said = [f"{name} {value}" for name, value in settings if (name, value) not in _USUAL]
-        name = ", ".join([str(row["impl"]), *said])
-        key = (tuple(case[name] for name in _JOB), name)
-        found.setdefault(key, {})[str(row["metric"])] = cast("float", row["value"])
+        engine = ", ".join([str(row["impl"]), *said])
+        run = Run(*(case[name] for name in _JOB), engine)  # type: ignore[arg-type, call-arg]
+        found.setdefault(run, {})[str(row["metric"])] = cast("float", row["value"])
     if not found:
-        raise ValueError("a table needs rows of `zoo bench decode`; there are none")
+        raise ValueError("rows of `zoo bench decode` are needed; there are none")
     if len(devices) > 1:
-        raise ValueError(f"rows of a table share the device; here are {len(devices)}")
+        raise ValueError(f"rows of decoding must share the device; here are {len(devices)}")
+    return Recorded(found, devices.pop())
+
+
+def decode_table(rows: Iterable[Row]) -> str:
+    """A line for each run, and how many times faster the first EVA engine of its size is.
+
+    Raises:
+        ValueError: as `recorded`.
+    """
+    found = recorded(rows).runs
     head = ["model", "rows", "prompt + new", "engine"]
     head += [title for title, _ in _COLUMNS.values()] + [f"{OURS} is faster"]
     lines = [head, ["---"] * len(head)]
-    for (job, name), metrics in found.items():
-        model, batch, prompt, new = job
-        cells = [str(model), str(batch), f"{prompt} + {new}", name]
+    for run, metrics in found.items():
+        cells = [run.model, str(run.batch), f"{run.prompt} + {run.new}", run.engine]
         cells += [
             form.format(metrics[metric]) if metric in metrics else ""
             for metric, (_, form) in _COLUMNS.items()
         ]
-        ours = next((x for (j, n), x in found.items() if j == job and n.startswith(OURS)), None)
+        ours = next((x for r, x in found.items() if _is_ours(r, run)), None)
         ratio = ""
         if ours is not None and ours is not metrics:
             ratio = f"{ours['throughput'] / metrics['throughput']:.2f} x"
         lines.append([*cells, ratio])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _is_ours(run: Run, of: Run) -> bool:
+    return run[:4] == of[:4] and run.engine.startswith(OURS)

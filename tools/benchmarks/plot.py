@@ -10,9 +10,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tools.results import check_appendable
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MARKERS = "osD^v*"
 
@@ -136,7 +139,11 @@ def write_plot(path: Path, drawn: Sequence[Point], title: str) -> None:
         ax.grid(visible=True, which="both", alpha=0.2)
         ax.legend(fontsize="x-small")
     figure.suptitle(title)
-    # A kill must not leave half a picture in the place of an old one.
+    save(figure, path)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Writes a PNG file: a kill does not leave half a picture in the place of an old one."""
     unfinished = path.with_name(f".{path.name}")
     figure.savefig(unfinished, format="png", dpi=150)
     os.replace(unfinished, path)

@@ -19,6 +19,7 @@ from tools.benchmarks.timing import Timing, free_memory, measure_replay, measure
 
 if TYPE_CHECKING:
     from flasheva.triton.call import Call
+    from flasheva.triton.forward import Summaries
     from flasheva.triton.tiles import SummaryTile, Tile
 
 Kernel = Literal["forward", "queries", "keys", "summaries", "summary_forward", "summary_backward"]
@@ -114,7 +115,7 @@ class _Runs:
         self.call = call_of(x.q, x.k, None, *rule)
         self.x = x
         self.maps = Maps.of("linear", weights)
-        k_rfa, v_rfa, q_mean, k_mean, omega = self._summaries(self.call)
+        k_rfa, v_rfa, self.norms, q_mean, k_mean, omega = self._summaries(self.call)
         self.inputs = backward.Inputs(
             do=x.do,
             q=x.q,
@@ -159,12 +160,12 @@ class _Runs:
             "queries": lambda: backward.query_gradients(c, x, to)[:1],
             "keys": lambda: backward.key_gradients(c, x, *self.grads, to),
             "summaries": lambda: backward.summary_gradients(c, x),
-            "summary_forward": lambda: self._summaries(c),
+            "summary_forward": lambda: self._summaries(c)[:2],
             "summary_backward": lambda: backward.through_summaries(c, x, *self.grads)[4:8],
         }
         return lambda: {f"result {i}": y for i, y in enumerate(run[kernel]())}
 
-    def _summaries(self, c: "Call") -> tuple[Tensor, ...]:
+    def _summaries(self, c: "Call") -> "Summaries":
         from flasheva.triton import forward
 
         return forward.summaries(
@@ -176,7 +177,8 @@ class _Runs:
 
         x = self.x
         k_rfa, v_rfa = self.inputs.k_rfa, self.inputs.v_rfa
-        return forward.attend(c, x.q, x.k, x.v, k_rfa, v_rfa, x.bias, None, None, 0, save=True)
+        tokens, summaries = (x.q, x.k, x.v), (k_rfa, v_rfa, self.norms)
+        return forward.attend(c, *tokens, *summaries, x.bias, None, None, 0, save=True)
 
 
 KERNELS: tuple[Kernel, ...] = get_args(Kernel)

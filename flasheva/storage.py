@@ -1,0 +1,90 @@
+"""How caches store keys, values and summaries: as they are, or rounded to float8_e4m3fn.
+
+float8 saturates: in e4m3fn, which has no infinities, what overflows would become NaN. PyTorch
+neither gathers nor scatters float8, so bytes are moved in its place.
+
+Dims: B batch, G key/value heads, N entries, L of which are read or written, D head dim.
+"""
+
+import torch
+from torch import Tensor
+
+FLOAT8 = torch.float8_e4m3fn
+_LARGEST = torch.finfo(FLOAT8).max  # 448
+
+
+def storage_dtype(
+    cache_dtype: str | torch.dtype | None, dtype: torch.dtype, device: torch.device | str
+) -> torch.dtype:
+    """What the cache of a model of this `dtype` stores; None: the same.
+
+    Raises:
+        ValueError: neither float8_e4m3fn nor the dtype of the model, or a GPU without float8.
+    """
+    if cache_dtype is None:
+        return dtype
+    found = getattr(torch, cache_dtype, None) if isinstance(cache_dtype, str) else cache_dtype
+    if found not in (FLOAT8, dtype):
+        own = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"cache_dtype must be float8_e4m3fn or the model's {own}, not {cache_dtype!r}"
+        )
+    if found == FLOAT8 and torch.device(device).type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 9):  # Triton has no float8_e4m3fn there
+            raise ValueError(
+                "cache_dtype float8_e4m3fn needs compute capability 8.9 or later, not "
+                f"{capability[0]}.{capability[1]}; leave cache_dtype out"
+            )
+    return found
+
+
+def stored(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x as a cache of `dtype` stores it."""
+    return (x.clamp(-_LARGEST, _LARGEST) if dtype == FLOAT8 else x).to(dtype)
+
+
+def gather(source: Tensor, index: Tensor) -> Tensor:
+    """[B, G, N, D] at int [B, L] along N: [B, G, L, D]."""
+    found = _bytes(source).gather(2, _index(index, source))
+    return found.view(FLOAT8) if source.dtype == FLOAT8 else found
+
+
+def scatter_(target: Tensor, index: Tensor, x: Tensor) -> None:
+    """Stores x [B, G, L, D] at int [B, L] along N of [B, G, N, D]."""
+    write = _scatter_op if torch.compiler.is_compiling() else _scatter_
+    write(target, index, stored(x, target.dtype))
+
+
+def replace_(target: Tensor, where: Tensor, x: Tensor) -> None:
+    """Stores x in place of `target` [B, G, N, D] at bool [B, N]."""
+    write = _replace_op if torch.compiler.is_compiling() else _replace_
+    write(target, where, stored(x, target.dtype))
+
+
+def _scatter_(target: Tensor, index: Tensor, x: Tensor) -> None:
+    _bytes(target).scatter_(2, _index(index, target), _bytes(x))
+
+
+def _replace_(target: Tensor, where: Tensor, x: Tensor) -> None:
+    old = _bytes(target)
+    old.copy_(torch.where(rows(where), _bytes(x), old))
+
+
+# torch.compile makes a new tensor of what a graph writes in place, and copies all of them back at
+# its end: a second cache. It does not do so for what an op writes.
+_scatter_op = torch.library.custom_op("flasheva::scatter_", _scatter_, mutates_args=("target",))
+_replace_op = torch.library.custom_op("flasheva::replace_", _replace_, mutates_args=("target",))
+
+
+def rows(x: Tensor) -> Tensor:
+    """[B, L] to [B, 1, L, 1]."""
+    return x[:, None, :, None]
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.view(torch.uint8) if x.dtype == FLOAT8 else x
+
+
+def _index(index: Tensor, source: Tensor) -> Tensor:
+    return rows(index).expand(-1, source.shape[1], -1, source.shape[3])
