@@ -4,6 +4,7 @@ from flasheva.api import (
     Impl,
     eva_attention,
     eva_attention_with_cache,
+    full_attention_piece,
     full_attention_step,
     resolve_impl,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "chunk_summaries",
     "eva_attention",
     "eva_attention_with_cache",
+    "full_attention_piece",
     "full_attention_step",
     "resolve_impl",
 ]

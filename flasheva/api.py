@@ -191,11 +191,7 @@ def full_attention_step(
     Returns:
         [B, H, 1, D] in the dtype of q, or None with nothing written: use PyTorch's own attention.
     """
-    if q.shape[2] != 1 or impl not in ("auto", "triton") or _in_autocast(q):
-        return None
-    if impl == "auto" and q.device.type != "cuda":
-        return None
-    if _why_not_triton(q, _EVERYTHING, needs_grad=_needs_grad(q, k, v), cached=True) is not None:
+    if q.shape[2] != 1 or not _has_kernel(q, k, v, impl):
         return None
     from flasheva.triton.ops import triton_decode
 
@@ -206,6 +202,41 @@ def full_attention_step(
         summaries=None,
         arrived=arrived,
     )
+
+
+def full_attention_piece(
+    q: Tensor, keys: Tensor, values: Tensor, *, length: Tensor, impl: Impl = "auto"
+) -> Tensor | None:
+    """Exact attention of T new tokens per row to themselves and all earlier ones, by a kernel.
+
+    Args:
+        q: [B, H, T, D].
+        keys, values: [B, G, N, D], of the token at each position, the new ones too; what lies
+            behind them is finite.
+        length: int [B], position of the first new token of each row.
+        impl: "auto" and "triton" ask for the kernel.
+
+    Returns:
+        [B, H, T, D] in the dtype of q, or None if no kernel can run: use PyTorch's own attention.
+    """
+    if not _has_kernel(q, keys, values, impl):
+        return None
+    from flasheva.triton.ops import triton_attention_onto_cache
+
+    nothing = keys[:, :, :0]
+    return triton_attention_onto_cache(
+        _EVERYTHING, q, keys, values, nothing, nothing, None, length, in_place=True
+    )
+
+
+def _has_kernel(q: Tensor, k: Tensor, v: Tensor, impl: Impl) -> bool:
+    """Whether full attention onto a cache runs in a kernel of ours."""
+    if impl not in ("auto", "triton") or _in_autocast(q):
+        return False
+    if impl == "auto" and q.device.type != "cuda":
+        return False
+    needs_grad = _needs_grad(q, k, v)
+    return _why_not_triton(q, _EVERYTHING, needs_grad=needs_grad, cached=True) is None
 
 
 def _in_autocast(x: Tensor) -> bool:

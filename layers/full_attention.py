@@ -1,10 +1,10 @@
-"""Exact causal attention over everything: PyTorch's SDPA, and a kernel for steps of decoding."""
+"""Exact causal attention over everything: PyTorch's SDPA, and our kernels onto a cache."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flasheva import Impl, full_attention_step
+from flasheva import Impl, full_attention_piece, full_attention_step
 from layers.cache import KVCache, LayerCache
 from layers.context import Context
 
@@ -14,7 +14,7 @@ class FullAttention(nn.Module):
 
     Args:
         num_key_value_heads, head_dim: G, D.
-        impl: "auto" and "triton" decode with the kernel where it can run.
+        impl: "auto" and "triton" take the kernels onto a cache where they can run.
     """
 
     def __init__(self, num_key_value_heads: int, head_dim: int, impl: Impl = "auto") -> None:
@@ -71,5 +71,8 @@ class FullAttention(nn.Module):
             if step is not None:
                 return step
             k, v = cache.write(k, v, length, count)
+            piece = full_attention_piece(q, k, v, length=length, impl=self.impl)
+            if piece is not None:
+                return piece
             mask = torch.arange(k.shape[2], device=q.device) <= context.positions[:, :, None]
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None], enable_gqa=gqa)

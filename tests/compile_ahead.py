@@ -99,7 +99,9 @@ def compile_all(
     if summary_map == "linear":
         start = torch.empty(2, dtype=torch.int64, device="meta")
         args = (q, k, v, saved[1], saved[2], bias, start)
-        ops._attention_onto_cache._init_fn(*args, 256, P, S, window)
+        ops._attention_onto_cache._init_fn(*args, 256, P, S, window, False)
+        full = (q, k, v, k[:, :, :0], v[:, :, :0], None, start)  # in every layer that is full
+        ops._attention_onto_cache._init_fn(*full, 2**30, P, 0, "block", True)
     step = [x[:, :, :1] for x in (q, k, v)]
     row = torch.empty(2, dtype=torch.int64, device="meta")
     sums = torch.empty(2, 2, 1, D, device="meta")

@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from flasheva import AffineMap, AffineMaps, EvaConfig, eva_attention
+from flasheva import AffineMap, AffineMaps, EvaConfig, eva_attention, full_attention_piece
 from flasheva.triton import call, forward, ops
 from flasheva.triton.tiles import Tile
 from flasheva.visibility import Positions, visible
@@ -113,7 +113,9 @@ def test_the_op_onto_a_cache_is_well_registered(big_tiles):
     q, k = torch.randn(2, 4, 5, 16, device=device), torch.randn(2, 2, 85, 16, device=device)
     summaries = torch.randn(2, 2, 8, 16, device=device)
     start = torch.tensor([70, 33], device=device)
-    args = (q, k, k, summaries, summaries.clone(), None, start, 48, 16, 16, "sliding")
+    args = (q, k, k, summaries, summaries.clone(), None, start, 48, 16, 16, "sliding", False)
+    torch.library.opcheck(ops._attention_onto_cache, args)
+    args = (q, k, k, k[:, :, :0], k[:, :, :0], None, start, 2**30, 16, 0, "block", True)
     torch.library.opcheck(ops._attention_onto_cache, args)
 
 
@@ -134,13 +136,20 @@ def test_a_compiled_model_trains_without_a_graph_break(big_tiles):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("window", "S"), [("sliding", 16), ("block", 0)])
-def test_prefill_onto_a_cache(window, S, big_tiles):
+@pytest.mark.parametrize(
+    ("kind", "window", "S"),
+    [
+        ("eva_attention", "sliding", 16),
+        ("eva_attention", "block", 0),
+        ("full_attention", "block", 0),
+    ],
+)
+def test_prefill_onto_a_cache(kind, window, S, big_tiles):
     """Ragged pieces onto an empty cache, a full window, and across windows."""
     device = "cpu" if ops.INTERPRETED else "cuda"
     sizes = {"window_size": 32, "chunk_size": 8, "window": window, "sink_size": S}
-    triton = tiny(("eva_attention",), torch.float32, impl="triton", **sizes).to(device)
-    reference = tiny(("eva_attention",), torch.float64, **sizes).to(device)
+    triton = tiny((kind,), torch.float32, impl="triton", **sizes).to(device)
+    reference = tiny((kind,), torch.float64, **sizes).to(device)
     reference.load_state_dict(triton.state_dict())
     ids = torch.randint(97, (2, 140), generator=torch.Generator().manual_seed(0)).to(device)
     outs = []
@@ -154,6 +163,23 @@ def test_prefill_onto_a_cache(window, S, big_tiles):
                 out += [row[:real] for row, real in zip(new, length.tolist(), strict=True)]
             outs.append(torch.cat(out).double())
     assert (outs[0] - outs[1]).abs().max() <= 1e-5 * outs[1].abs().max()
+
+
+def test_nothing_behind_a_full_cache_is_read(big_tiles):
+    """Padding of a piece may stand there: a weight of zero times NaN is NaN."""
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    N, T, real = 70, 20, 6
+    q, k, v = (torch.randn(1, 2, n, 16, device=device) for n in (T, 2 * N, 2 * N))
+    for x in (k, v):
+        x[:, :, N:] = float("nan")
+    k, v = k[:, :1, :N], v[:, :1, :N]
+    start = torch.tensor([N - real], device=device)
+    out = full_attention_piece(q, k, v, length=start, impl="triton")
+    mask = torch.arange(N) <= torch.arange(N - real, N)[:, None]
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        q[:, :, :real], k, v, attn_mask=mask.to(device), enable_gqa=True
+    )
+    torch.testing.assert_close(out[:, :, :real], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_projections_are_read_where_they_lie(big_tiles, monkeypatch):

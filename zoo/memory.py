@@ -10,12 +10,9 @@ dim, V vocabulary.
 
 import bisect
 import dataclasses
-import functools
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend
 
 from flasheva import EvaCache
 from layers import Context, FullAttention, ModelCache, WindowAttention
@@ -236,33 +233,8 @@ class _OnGpu(nn.Module):
             del keys_and_values  # not before: the caller's variables live as long
             return out
         else:
-            k, v = cache.write(k, v, length, count)
-            mask = torch.arange(k.shape[2], device=q.device) <= context.positions[:, :, None]
-            if not _is_fused(q.dtype, H, k.shape[1], D):
-                return F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=mask[:, None], enable_gqa=k.shape[1] != H
-                )
-            bias = torch.where(mask, 0.0, q.new_zeros(()))  # how fused kernels take the mask
+            copies = cache.write(k, v, length, count)  # where it stores another dtype
             out = torch.empty_like(q)
-            del bias  # not before: the kernel reads it
+            del copies  # not before, likewise
             return out
         return torch.empty_like(q)
-
-
-@functools.cache
-def _is_fused(dtype: torch.dtype, H: int, G: int, D: int) -> bool:
-    """Whether PyTorch has a kernel on this GPU for attention with a mask; yes without a GPU.
-
-    If not, it keeps logits of every head and key.
-    """
-    if not torch.cuda.is_available():
-        return True
-    T, N = 16, 128
-    q, k = (
-        torch.empty(1, heads, size, D, dtype=dtype, device="cuda")
-        for heads, size in ((H, T), (G, N))
-    )
-    mask = torch.ones(1, 1, T, N, dtype=torch.bool, device="cuda")
-    with torch.no_grad():
-        chosen = torch._fused_sdp_choice(q, k, k, attn_mask=mask, enable_gqa=G != H)
-    return chosen != SDPBackend.MATH.value

@@ -88,14 +88,15 @@ def attention_forward(
     R: tl.constexpr, D: tl.constexpr,
     W: tl.constexpr, P: tl.constexpr, S: tl.constexpr, SLIDING: tl.constexpr,
     SUMMARIES: tl.constexpr, NORMS: tl.constexpr, BIAS: tl.constexpr, PACKED: tl.constexpr,
-    CACHED: tl.constexpr, SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
+    CACHED: tl.constexpr, IN_PLACE: tl.constexpr, SAVE_LSE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: tiles of queries x B * H. k_rfa and v_rfa share strides; lse is [B, H, T] contiguous.
 
     NORMS: norms, float32 [B, G], holds the largest squared norm among the k_rfa of each head.
     CACHED: the queries of row b stand at q_start[b] + i, their keys in the row `key_offset` behind
-    where they would lie if the row began there; sinks lie in rows 0 .. S - 1.
+    where they would lie if the row began there; sinks lie in rows 0 .. S - 1. IN_PLACE: keys lie
+    in the rows of their positions, and there are `key_offset` rows.
     """
     # Late tiles see the most summaries: they go first.
     tile = num_tiles - 1 - tl.program_id(0) % num_tiles
@@ -124,7 +125,7 @@ def attention_forward(
     last_n, last_start, last_begin = locate(last, T, row_start, seq_start, W, P, SLIDING, PACKED)
 
     offset = 0
-    if CACHED:
+    if CACHED and not IN_PLACE:
         offset = key_offset - row_start  # of the row of a key from its position
     if S > 0:
         # The first sinks are loaded before the queries, so that the program waits once.
@@ -180,6 +181,8 @@ def attention_forward(
         full = (x >= last_begin) & (x + BLOCK_N <= first_n + 1)
         see_low, see_high = begin, n + 1
         row, end = x + offset, last_n + 1 + offset
+        if IN_PLACE:  # padding may stand behind the last row
+            end = tl.minimum(end, key_offset)
         source_k, source_v, stride_k, stride_v, extra = k, v, stride_kt, stride_vt, 0.0
         if SUMMARIES:
             is_far = i >= num_exact

@@ -82,6 +82,7 @@ def attend(
     q_start: Tensor | None,
     key_offset: int,
     save: bool,
+    in_place: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The output, and the log-sum-exp [B, H, T] in units of log 2 ([0] unless `save`)."""
     out = like_projection(c.B, c.H, c.T, c.D, q)
@@ -104,6 +105,7 @@ def attend(
         BIAS=bias is not None,
         PACKED=c.packed,
         CACHED=q_start is not None,
+        IN_PLACE=in_place,
         SAVE_LSE=save,
         PRECISION=c.precision,
         BLOCK_D=c.block_d,

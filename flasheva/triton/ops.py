@@ -55,6 +55,8 @@ def triton_attention_onto_cache(
     v_rfa: Tensor,
     bias: Tensor | None,
     q_start: Tensor,
+    *,
+    in_place: bool = False,
 ) -> Tensor:
     """Attention of T new queries per row over sinks, window and themselves; no backward.
 
@@ -62,7 +64,8 @@ def triton_attention_onto_cache(
         config: window, chunk, sinks.
         q: [B, H, T, D].
         k, v: [B, G, N, D]: the sinks, then the tokens before the new ones in order, then the T
-            new ones.
+            new ones. `in_place`: the token at each position of the row, the new ones too, and
+            behind them anything finite; no sinks.
         k_rfa, v_rfa: [B, G, C, D].
         bias: [H] or None.
         q_start: int [B], position of the first query in its row.
@@ -73,7 +76,7 @@ def triton_attention_onto_cache(
     dtype, (q, k, v, k_rfa, v_rfa) = q.dtype, _alike(q, k, v, k_rfa, v_rfa)
     out: Tensor = _attention_onto_cache(
         *(q, k, v, k_rfa, v_rfa, bias, q_start),
-        *(config.window_size, config.chunk_size, config.sink_size, config.window),
+        *(config.window_size, config.chunk_size, config.sink_size, config.window, in_place),
     )
     return out.to(dtype)
 
@@ -353,14 +356,19 @@ def _attention_onto_cache(
     chunk_size: int,
     sink_size: int,
     window: str,
+    in_place: bool,
 ) -> Tensor:
     q, k, v = (_rows_apart(x) for x in (q, k, v))
     if k_rfa.stride() != v_rfa.stride() or k_rfa.stride(3) != 1:
         k_rfa, v_rfa = k_rfa.contiguous(), v_rfa.contiguous()
     c = call_of(q, k, None, window_size, chunk_size, sink_size, window)
-    offset = k.shape[2] - q.shape[2]
-    sources = (q, k, v, k_rfa, v_rfa)
-    return forward.attend(c, *sources, None, bias, None, q_start, offset, save=False)[0]
+    offset = k.shape[2] if in_place else k.shape[2] - q.shape[2]
+    out, _ = forward.attend(
+        *(c, q, k, v, k_rfa, v_rfa, None, bias, None, q_start, offset),
+        save=False,
+        in_place=in_place,
+    )
+    return out
 
 
 @_attention_onto_cache.register_fake

@@ -10,12 +10,9 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, Protocol, cast
 
 from tools.results import check_appendable
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 _MARKERS = "osD^v*"
 
@@ -142,7 +139,14 @@ def write_plot(path: Path, drawn: Sequence[Point], title: str) -> None:
     save(figure, path)
 
 
-def save(figure: "Figure", path: Path) -> None:
+class Drawing(Protocol):
+    """A figure of matplotlib, which need not be installed."""
+
+    def savefig(self, path: Path, /, *, format: str, dpi: int) -> None:
+        """Writes it."""
+
+
+def save(figure: Drawing, path: Path) -> None:
     """Writes a PNG file: a kill does not leave half a picture in the place of an old one."""
     unfinished = path.with_name(f".{path.name}")
     figure.savefig(unfinished, format="png", dpi=150)
