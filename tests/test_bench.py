@@ -23,6 +23,7 @@ from flasheva.visibility import Positions, visible
 from tests.command_line import ROOT, Run, assert_mistake, python, run
 from tests.test_cli import options_of
 from tools.benchmarks import correctness, cuda_graph, kernels, timing
+from tools.benchmarks.batch import largest_batch
 from tools.benchmarks.implementations import IMPLEMENTATIONS, Call, Implementation
 from tools.benchmarks.inputs import Inputs, Shape, make_inputs
 from tools.benchmarks.kernels import Outcome, Plan
@@ -741,6 +742,39 @@ def test_a_table_of_decoding_says_how_much_faster_ours_is(tmp_path: Path) -> Non
     with file.open("a") as more:
         more.write(row("zoo_full", "throughput", 1.0, "another", {}))
     assert_mistake(run("bench", "table", file), "rows of decoding must share the device")
+
+
+# Batches
+
+
+@pytest.mark.parametrize("limit", [0, 1, 2, 3, 40, 97, 5000])
+@pytest.mark.parametrize(("guess", "step"), [(1, 2.0), (16, 2.0), (97, 1.05), (6000, 1.05)])
+def test_the_largest_batch_is_found(limit: int, guess: int, step: float) -> None:
+    tried: list[int] = []
+
+    def fits(rows: int) -> bool:
+        assert rows not in tried
+        tried.append(rows)
+        return rows <= limit
+
+    low, high = largest_batch(fits, guess, step)
+    assert low <= limit < high
+    assert high - low <= max(1, 0.03 * low)
+
+
+def test_a_batch_is_tried_on_a_gpu_only() -> None:
+    assert_mistake(run("bench", "batch", "--device", "cpu"), "use --device cuda")
+    assert_mistake(run("bench", "batch", "--device", "cpu", "--memory", 0), "GiB above 0")
+
+
+@pytest.mark.gpu
+def test_a_batch_is_tried_on_a_gpu() -> None:
+    command = ("bench", "batch", "--model", "pythia-70m", "--context", 2048, "--memory", 2)
+    done = run(*command, "--impl", "eva", "--impl", "transformers_default", "--json")
+    assert done.code == 0, done
+    ours, theirs = map(json.loads, done.out.splitlines())
+    assert abs(ours["max_batch"] / ours["largest_batch"] - 1) <= 0.1
+    assert ours["largest_batch"] > 2 * theirs["largest_batch"] > 0
 
 
 # Decoding

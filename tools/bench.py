@@ -1,7 +1,7 @@
 """`zoo bench`: speed and stability.
 
-`kernels` measures attention, `decode` generation, `plot` and `table` show what was recorded,
-`tiles` tries tiles of one kernel; `stability` trains a small model.
+`kernels` measures attention, `decode` generation, `batch` how many rows fit; `plot` and `table`
+show what was recorded, `tiles` tries tiles of one kernel; `stability` trains a small model.
 """
 
 import sys
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from tools.benchmarks.batch_command import batch
 from tools.benchmarks.common import append_metrics, chosen, device_of, values, versions, words
 from tools.benchmarks.decode_command import decode
 from tools.benchmarks.names import DtypeName, KernelName, PassName, WindowName
@@ -225,6 +226,7 @@ def table_of_rows(
 
 
 app.command()(decode)
+app.command()(batch)
 app.command()(tiles)
 app.command()(stability)
 

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     import torch
 
-Bench = Literal["kernels", "tiles", "stability", "decode", "evaluate", "placement", "conversion"]
+Bench = Literal[
+    "kernels", "tiles", "stability", "decode", "batch", "evaluate", "placement", "conversion"
+]
 
 _CHECKOUT = Path(__file__).parents[1]
 

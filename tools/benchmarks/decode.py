@@ -10,7 +10,6 @@ All prompts have the same length and hold random tokens; decoding is greedy and 
 """
 
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,30 +146,25 @@ def least_bytes(model: CausalLM, cache: ModelCache, job: Job) -> int:
 
 @torch.inference_mode()
 def measure_transformers(
-    fields: Mapping[str, Any], job: Job, device: torch.device, *, static: bool, piece: int | None
+    theirs: Any,  # noqa: ANN401
+    job: Job,
+    *,
+    static: bool,
+    piece: int | None,
 ) -> Measured:
-    """Times `generate` of transformers' own model, with random weights.
+    """Times `generate` of transformers' own model.
 
     Args:
-        fields: of its config.json, among them `dtype` and `vocab_size`.
+        theirs: from engines.py.
         job: sizes.
-        device: where it runs.
         static: with a static cache, for which transformers compiles the step; else its default.
         piece: tokens of a row that the prefill reads at a time (`prefill_chunk_size`); None: all.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, LogitsProcessorList
+    from transformers import LogitsProcessorList
 
-    longest = {"max_position_embeddings": max(job.length, 2048)}
-    config = AutoConfig.for_model(**{**fields, **longest})
-    with torch.device(device):
-        theirs = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, fields["dtype"]))
-    theirs = theirs.eval()
-    ids = random_prompts(job, fields["vocab_size"], device)
-    options: dict[str, object] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    if static:
-        options["cache_implementation"] = "static"
-    if piece is not None:
-        options["prefill_chunk_size"] = piece
+    device = theirs.device
+    ids = random_prompts(job, theirs.config.vocab_size, device)
+    options = generate_options(static=static, piece=piece)
     peaks: list[int | None] = []
 
     def watch(ids: Tensor, scores: Tensor) -> Tensor:
@@ -210,6 +204,16 @@ def measure_transformers(
         cache=None,
         least=None,
     )
+
+
+def generate_options(*, static: bool, piece: int | None) -> dict[str, object]:
+    """Of transformers' `generate`: greedy, no end; see `measure_transformers`."""
+    options: dict[str, object] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
+    if static:
+        options["cache_implementation"] = "static"
+    if piece is not None:
+        options["prefill_chunk_size"] = piece
+    return options
 
 
 @torch.inference_mode()

@@ -1,8 +1,7 @@
 """`zoo bench decode`: the command around decode.py."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
 
 import typer
 
@@ -15,6 +14,14 @@ from tools.benchmarks.common import (
     versions,
     words,
 )
+from tools.benchmarks.engines import (
+    EngineName,
+    Run,
+    base_of,
+    layers_of,
+    load_ours,
+    load_transformers,
+)
 from tools.benchmarks.names import DtypeName
 from tools.display import print_json, print_rule, print_table
 from tools.options import ChunkSize, Device, Json, Out, WindowSize
@@ -24,9 +31,6 @@ if TYPE_CHECKING:
     import torch
 
     from tools.benchmarks.decode import Job, Measured
-    from zoo import CausalLM
-
-EngineName = Literal["eva", "full", "transformers_static", "transformers_default"]
 
 
 def decode(
@@ -100,8 +104,8 @@ def decode(
     if prefill_chunk is not None and prefill_chunk < 1:
         raise ValueError(f"--prefill-chunk must be at least 1, not {prefill_chunk}")
     engines = chosen("--impl", impl, get_args(EngineName))
-    bases = [_base(name) for name in model or ["pythia-160m"]]
-    exact = {base: [_layers(base, text) for text in layers or ["none"]] for base in bases}
+    bases = [base_of(name) for name in model or ["pythia-160m"]]
+    exact = {base: [layers_of(base, text) for text in layers or ["none"]] for base in bases}
     import torch
 
     from tools.benchmarks.decode import Job
@@ -119,7 +123,7 @@ def decode(
             lines: list[_Line] = []
             for engine in engines:
                 for some in exact[base] if engine == "eva" else [()]:
-                    run = _Run(
+                    run = Run(
                         engine=engine,
                         base=base,
                         job=job,
@@ -141,87 +145,25 @@ def decode(
         raise typer.Exit(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Run:
-    """One engine, one model, one size."""
-
-    engine: str
-    base: str
-    job: "Job"
-    exact: tuple[int, ...]
-    eva: tuple[int, int]
-    dtype: str
-    prefill_chunk: int | None
-
-    @property
-    def impl(self) -> str:
-        return {"eva": "zoo_eva", "full": "zoo_full"}.get(self.engine, self.engine)
-
-    @property
-    def name(self) -> str:
-        return f"{self.engine}, {len(self.exact)} full" if self.exact else self.engine
-
-    @property
-    def case(self) -> dict[str, object]:
-        job = self.job
-        case: dict[str, object] = {
-            "model": self.base,
-            "batch": job.batch_size,
-            "prompt": job.prompt,
-            "new": job.new,
-            "dtype": self.dtype,
-        }
-        if self.engine == "eva":
-            layers = ",".join(map(str, self.exact)) or "none"
-            case |= {"W": self.eva[0], "P": self.eva[1], "layers": layers}
-        if self.engine in ("eva", "full"):
-            case["compile"] = job.compile
-        else:
-            case["prefill_chunk"] = self.prefill_chunk or "none"
-        return case
-
-
 class _Line(NamedTuple):
     name: str
     found: Mapping[str, Metric]
     note: str
 
 
-def _base(name: str) -> str:
-    from zoo.registry import BASES
-
-    if name not in BASES:
-        raise ValueError(f"--model must be one of {', '.join(BASES)}, not {name!r}")
-    return name
-
-
-def _depth(base: str) -> int:
-    from zoo.description import describe
-
-    return describe(base, weights="random").num_hidden_layers
-
-
-def _layers(base: str, text: str) -> tuple[int, ...]:
-    from recipes import exact_layers, parse_layers
-
-    return () if text == "none" else exact_layers(parse_layers(text), _depth(base))
-
-
-def _measure(run: _Run, copy: float, device: "torch.device") -> tuple[dict[str, Metric], str]:
+def _measure(run: Run, copy: float, device: "torch.device") -> tuple[dict[str, Metric], str]:
     """The metrics, or none and why."""
     import torch
 
     from tools.benchmarks.decode import check, measure_ours, measure_transformers
     from tools.benchmarks.timing import free_memory
-    from zoo.config import to_hf
-    from zoo.description import describe
 
     note = ""
     try:
         if run.engine in ("eva", "full"):
-            model = _load(run, run.dtype, device)
+            model = load_ours(run, run.dtype, device)
             wider = "float64" if run.dtype == "float32" else "float32"
-            exact = _load(run, wider, device)
+            exact = load_ours(run, wider, device)
             exact.load_state_dict(model.state_dict())
             stepwise, at_once = check(model, exact)
             del exact
@@ -231,36 +173,15 @@ def _measure(run: _Run, copy: float, device: "torch.device") -> tuple[dict[str, 
             note = f"steps err by {stepwise:.2g}, one pass by {at_once:.2g}"
             measured = measure_ours(model, run.job)
         else:
-            fields = to_hf(describe(run.base, weights="random"), {}, run.dtype)
-            static = run.engine == "transformers_static"
+            theirs = load_transformers(run.base, run.job.length, run.dtype, device)
             measured = measure_transformers(
-                fields, run.job, device, static=static, piece=run.prefill_chunk
+                theirs, run.job, static=run.static, piece=run.prefill_chunk
             )
     except torch.OutOfMemoryError:
         return {}, "out of memory"
     finally:
         free_memory(device)
     return _metrics(measured, run.job, copy), note
-
-
-def _load(run: _Run, dtype: str, device: "torch.device") -> "CausalLM":
-    import torch
-
-    import zoo
-    from flasheva import EvaConfig
-
-    depth = _depth(run.base)
-    exact = run.exact if run.engine == "eva" else range(depth)
-    types = ["full_attention" if i in exact else "eva_attention" for i in range(depth)]
-    torch.manual_seed(0)
-    return zoo.load(
-        run.base,
-        weights="random",
-        dtype=dtype,
-        device=device,
-        layer_types=types,
-        eva=EvaConfig(window_size=run.eva[0], chunk_size=run.eva[1]),
-    )
 
 
 def _metrics(measured: "Measured", job: "Job", copy: float) -> dict[str, Metric]:

@@ -1,0 +1,151 @@
+"""`zoo bench batch`: the command around batch.py."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from tools.benchmarks.common import Metric, append_metrics, chosen, device_of, versions, words
+from tools.benchmarks.engines import (
+    EngineName,
+    Run,
+    base_of,
+    layers_of,
+    load_ours,
+    load_transformers,
+)
+from tools.benchmarks.names import DtypeName
+from tools.display import print_json, print_table
+from tools.options import ChunkSize, Device, Json, Out, WindowSize
+from tools.results import check_appendable, device_name
+
+if TYPE_CHECKING:
+    import torch
+
+
+def batch(
+    *,
+    model: Annotated[
+        str, typer.Option("--model", metavar="NAME", help="A base of `zoo list`.")
+    ] = "pythia-160m",
+    context: Annotated[
+        int, typer.Option(metavar="TOKENS", help="Of a row, prompt and text together.")
+    ] = 8192,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB", help="That PyTorch may allocate.", show_default="all of the GPU"
+        ),
+    ] = None,
+    impl: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--impl",
+            metavar="NAME",
+            help=f"{words(EngineName)}; may be repeated.",
+            show_default="all",
+        ),
+    ] = None,
+    layers: Annotated[
+        str, typer.Option(help="Of eva: the layers with full attention, such as 7,17-18, or none.")
+    ] = "none",
+    window_size: WindowSize = 256,
+    chunk_size: ChunkSize = 16,
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of transformers: read prompts in pieces of this size, as ours always are.",
+            show_default="whole prompts",
+        ),
+    ] = None,
+    dtype: Annotated[DtypeName, typer.Option(help="Of weights and caches.")] = "bfloat16",
+    device: Device = "cuda",
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Finds the largest batch that fits, by trying, ours and transformers'.
+
+    Beside ours stands what zoo.max_batch says without trying.
+    """
+    check_appendable(out)
+    for name, least, value in (("--context", 8, context), ("--prefill-chunk", 1, prefill_chunk)):
+        if value is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, not {value}")
+    if memory is not None and not 0 < memory < float("inf"):
+        raise ValueError(f"--memory must be a number of GiB above 0, not {memory}")
+    engines = chosen("--impl", impl, get_args(EngineName))
+    exact = layers_of(base_of(model), layers)
+    import torch
+
+    from tools.benchmarks.batch import NEW
+    from tools.benchmarks.decode import Job
+
+    where = device_of(device)
+    if where.type != "cuda":
+        raise ValueError("a batch is tried until a GPU runs out of memory; use --device cuda")
+    whole = torch.cuda.get_device_properties(where).total_memory / 2**30
+    share = 1.0 if memory is None else min(memory / whole, 1.0)
+    if not json:
+        print(f"{device_name(where)}; {versions('torch', 'triton', 'transformers')}", flush=True)
+    job = Job(batch_size=0, prompt=context - NEW, new=NEW, compile=False)
+    lines = []
+    for engine in engines:
+        run = Run(
+            engine=engine,
+            base=model,
+            job=job,
+            exact=exact if engine == "eva" else (),
+            eva=(window_size, chunk_size),
+            dtype=dtype,
+            prefill_chunk=prefill_chunk,
+        )
+        with _limited_to(share, where):
+            found = _measure(run, context, where)
+        case = {name: value for name, value in run.case.items() if name != "batch"}
+        case["memory_gib"] = memory or round(whole, 1)
+        append_metrics(out, "batch", case, run.impl, found, where)
+        if json:
+            print_json({**case, "impl": run.impl, **{k: v.value for k, v in found.items()}})
+        fits, fails, said = (
+            f"{found[name].value:,.0f}" if name in found else ""
+            for name in ("largest_batch", "too_large", "max_batch")
+        )
+        lines.append([run.name, fits, fails, said])
+    if not json:
+        print_table(["engine", "fits", "does not", "zoo.max_batch"], lines)
+
+
+@contextmanager
+def _limited_to(share: float, device: "torch.device") -> Iterator[None]:
+    """PyTorch may allocate this share of the GPU."""
+    import torch
+
+    before = torch.cuda.get_per_process_memory_fraction(device)
+    torch.cuda.set_per_process_memory_fraction(share, device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(before, device)
+
+
+def _measure(run: Run, context: int, device: "torch.device") -> dict[str, Metric]:
+    import zoo
+    from tools.benchmarks.batch import fits_ours, fits_transformers, largest_batch
+    from tools.benchmarks.timing import free_memory
+
+    found = {}
+    if run.engine in ("eva", "full"):
+        ours = load_ours(run, run.dtype, device)
+        said = zoo.max_batch(ours, context)
+        found["max_batch"] = Metric(said, "rows")
+        fits, fails = largest_batch(fits_ours(ours, context), said, 1.05)
+        del ours
+    else:
+        theirs = load_transformers(run.base, context, run.dtype, device)
+        tried = fits_transformers(theirs, context, static=run.static, piece=run.prefill_chunk)
+        fits, fails = largest_batch(tried, 16, 2.0)
+        del theirs, tried
+    free_memory(device)
+    return found | {"largest_batch": Metric(fits, "rows"), "too_large": Metric(fails, "rows")}

@@ -1,0 +1,120 @@
+"""The engines that `zoo bench decode` and `zoo bench batch` compare, and their models."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import torch
+
+    from tools.benchmarks.decode import Job
+    from zoo import CausalLM
+
+EngineName = Literal["eva", "full", "transformers_static", "transformers_default"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One engine, one model, one size."""
+
+    engine: str
+    base: str
+    job: "Job"
+    exact: tuple[int, ...]
+    eva: tuple[int, int]
+    dtype: str
+    prefill_chunk: int | None
+
+    @property
+    def impl(self) -> str:
+        """As rows call it."""
+        return {"eva": "zoo_eva", "full": "zoo_full"}.get(self.engine, self.engine)
+
+    @property
+    def static(self) -> bool:
+        """Whether transformers has its static cache."""
+        return self.engine == "transformers_static"
+
+    @property
+    def name(self) -> str:
+        """As tables call it."""
+        return f"{self.engine}, {len(self.exact)} full" if self.exact else self.engine
+
+    @property
+    def case(self) -> dict[str, object]:
+        """Of a row."""
+        job = self.job
+        case: dict[str, object] = {
+            "model": self.base,
+            "batch": job.batch_size,
+            "prompt": job.prompt,
+            "new": job.new,
+            "dtype": self.dtype,
+        }
+        if self.engine == "eva":
+            layers = ",".join(map(str, self.exact)) or "none"
+            case |= {"W": self.eva[0], "P": self.eva[1], "layers": layers}
+        if self.engine in ("eva", "full"):
+            case["compile"] = job.compile
+        else:
+            case["prefill_chunk"] = self.prefill_chunk or "none"
+        return case
+
+
+def base_of(name: str) -> str:
+    """The name, if it is a base; else ValueError."""
+    from zoo.registry import BASES
+
+    if name not in BASES:
+        raise ValueError(f"--model must be one of {', '.join(BASES)}, not {name!r}")
+    return name
+
+
+def _depth(base: str) -> int:
+    from zoo.description import describe
+
+    return describe(base, weights="random").num_hidden_layers
+
+
+def layers_of(base: str, text: str) -> tuple[int, ...]:
+    """What `--layers` says: layers of the base with full attention."""
+    from recipes import exact_layers, parse_layers
+
+    return () if text == "none" else exact_layers(parse_layers(text), _depth(base))
+
+
+def load_ours(run: Run, dtype: str, device: "torch.device") -> "CausalLM":
+    """The model of our engines, always with the same random weights."""
+    import torch
+
+    import zoo
+    from flasheva import EvaConfig
+
+    depth = _depth(run.base)
+    exact = run.exact if run.engine == "eva" else range(depth)
+    types = ["full_attention" if i in exact else "eva_attention" for i in range(depth)]
+    torch.manual_seed(0)
+    return zoo.load(
+        run.base,
+        weights="random",
+        dtype=dtype,
+        device=device,
+        layer_types=types,
+        eva=EvaConfig(window_size=run.eva[0], chunk_size=run.eva[1]),
+    )
+
+
+def load_transformers(base: str, length: int, dtype: str, device: "torch.device") -> Any:  # noqa: ANN401
+    """transformers' own model of a base, with random weights and room for `length` tokens."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from zoo.config import to_hf
+    from zoo.description import describe
+
+    fields = to_hf(describe(base, weights="random"), {}, dtype)
+    fields["max_position_embeddings"] = max(length, 2048)
+    with torch.device(device):
+        theirs = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**fields), dtype=getattr(torch, dtype)
+        )
+    return theirs.eval()
