@@ -162,6 +162,8 @@ def eva_attention_with_cache(
     return out
 
 
+# Fewer queries than this to all keys of a row would keep few programs busy, for long.
+_MIN_FULL_PIECE = 16
 # Full attention as a window that no row leaves. Queries are counted in int32.
 _EVERYTHING = EvaConfig(window_size=2**30, window="block", sink_size=0)
 
@@ -217,9 +219,10 @@ def full_attention_piece(
         impl: "auto" and "triton" ask for the kernel.
 
     Returns:
-        [B, H, T, D] in the dtype of q, or None if no kernel can run: use PyTorch's own attention.
+        [B, H, T, D] in the dtype of q, or None if no kernel can run, or there are fewer than 16
+        queries: use PyTorch's own attention.
     """
-    if not _has_kernel(q, keys, values, impl):
+    if q.shape[2] < _MIN_FULL_PIECE or not _has_kernel(q, keys, values, impl):
         return None
     from flasheva.triton.ops import triton_attention_onto_cache
 

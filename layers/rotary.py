@@ -121,6 +121,7 @@ def rotary_angles(
     wide = torch.promote_types(dtype, torch.float32)
     exponent = torch.arange(0, dim, 2, device=positions.device, dtype=wide) / dim
     frequency = 1.0 / config.rope_theta**exponent
+    dim = 2 * len(frequency)  # of an odd number one more
     if config.scaling is not None:
         frequency = _llama3(frequency, config.scaling)
     angle = positions.to(wide).unsqueeze(-1) * frequency

@@ -735,6 +735,21 @@ def test_a_table_of_decoding_says_how_much_faster_ours_is(tmp_path: Path) -> Non
     assert first[:5] == ["pythia-70m", "2", "9 + 4", "zoo_eva, W 256, P 16", "1,200"]
     assert first[-2:] == ["50%", ""]
     assert [second[3], second[-1]] == ["transformers_static, prefill_chunk 64", "4.00 x"]
+    other = tmp_path / "other.jsonl"
+    other.write_text(row("zoo_eva", "throughput", 5.0, "a GPU", {**eva, "dtype": "float32"}))
+    with other.open("a") as more:
+        more.write(row("zoo_eva", "throughput", 2.0, "a GPU", {**eva, "compile": False}))
+        more.write(row("zoo_full", "cache", 2.0, "a GPU", {}))
+    names = [line.split("|")[1:5:3] for line in run("bench", "table", other).out.splitlines()[2:]]
+    assert [[x.strip() for x in line] for line in names] == [
+        ["pythia-70m, float32", "zoo_eva, W 256, P 16"],
+        ["pythia-70m", "zoo_eva, W 256, P 16, compile False"],
+        ["pythia-70m", "zoo_full"],
+    ]
+    other.write_text(static + json.dumps(row_of("triton", 1.0)) + "\n")
+    assert_mistake(run("bench", "table", other), "here: decode and kernels")
+    other.write_text(json.dumps({"bench": "decode", "case": {}, "metric": "x", "device": "y"}))
+    assert_mistake(run("bench", "table", other), "a row of decoding has impl and model")
     if importlib.util.find_spec("matplotlib"):
         picture = tmp_path / "a.png"
         assert run("bench", "plot", file, picture) == (0, "", "")

@@ -10,6 +10,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 import zoo
+from flasheva import storage
 from flasheva.storage import storage_dtype, stored
 from flasheva.triton import ops
 from layers import ModelCache
@@ -195,6 +196,18 @@ def test_the_op_is_well_registered():
     # has it.
     others = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(ops._decode, args, test_utils=others)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, FLOAT8])
+def test_the_ops_that_write_are_well_registered(dtype):
+    target, x = torch.zeros(2, 2, 9, 16).to(dtype), torch.randn(2, 2, 3, 16).to(dtype)
+    index = torch.tensor([[4, 0, 8], [1, 2, 3]])
+    where = torch.arange(9).expand(2, -1) % 2 == 0
+    others = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
+    tests = others if dtype == FLOAT8 else ("test_schema", *others)  # as above
+    torch.library.opcheck(storage._scatter_op, (target, index, x), test_utils=tests)
+    whole = torch.randn(2, 2, 9, 16).to(dtype)
+    torch.library.opcheck(storage._replace_op, (target, where, whole), test_utils=tests)
 
 
 def test_text_is_generated_onto_it(tmp_path):

@@ -13,6 +13,7 @@ from flasheva.triton import ops
 from tests.command_line import assert_mistake, run
 from tests.test_cache import KINDS, tiny
 from tests.tiny import make_model, mixed
+from tools.benchmarks.batch import ran_out_of_memory
 from zoo.alive_bytes import AliveBytes
 from zoo.decoding import Decoder
 from zoo.description import describe
@@ -177,7 +178,9 @@ def runs(model: zoo.CausalLM, rows: int, max_seq_len: int, prompt: int) -> bool:
         for _ in range(4):
             steps.take()
         torch.cuda.synchronize()
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not ran_out_of_memory(error):
+            raise
         return False
     return True
 

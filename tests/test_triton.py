@@ -69,11 +69,11 @@ def test_forward_and_gradients(window, S, G, D, T, packed, summary_map, P, big_t
 def test_summaries_below_and_above_what_the_exact_keys_gave(factor, monkeypatch):
     """Short ones let the forward pass do without a running maximum, long ones do not."""
     monkeypatch.setattr(call, "tile_of", lambda *_: Tile(64, 16, 4, 1))
-    monkeypatch.setattr(forward, "_MANY", 1)
+    monkeypatch.setattr(forward, "_MANY_SUMMARIES", 1)
     config = EvaConfig(window_size=16, chunk_size=4, sink_size=8, summary_bias=True)
-    exact = make(config, B=1, G=1, D=16, T=330, seed=0)
+    exact = make(config, B=2, H=2, G=2, D=16, T=330, seed=0)
     with torch.no_grad():
-        exact.maps.k.weight.mul_(factor)
+        exact.k[1, 1] *= factor  # of this row and head only
         low = exact.to(torch.float32)
         out, reference = attend(config, low, "triton"), attend(config, exact, "reference")
         at_once = eager(config, low)

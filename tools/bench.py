@@ -204,7 +204,7 @@ def plot_rows(
 
     check_plot(picture)
     read = read_rows(rows)
-    if any(row["bench"] == "decode" for row in read):
+    if _bench(read) == "decode":
         write_decode_plot(picture, read)
         return
     drawn = points(read)
@@ -221,8 +221,16 @@ def table_of_rows(
     from tools.benchmarks.table import table
 
     read = read_rows(rows)
-    decoded = any(row["bench"] == "decode" for row in read)
-    print(decode_table(read) if decoded else table(read))
+    print(decode_table(read) if _bench(read) == "decode" else table(read))
+
+
+def _bench(rows: list[Mapping[str, object]]) -> object:
+    """The one that they are of."""
+    found = sorted({str(row["bench"]) for row in rows})
+    if len(found) > 1 or not {"kernels", "decode"}.issuperset(found):
+        names = " and ".join(found)
+        raise ValueError(f"rows of kernels or of decode are wanted, in a file each; here: {names}")
+    return found[0] if found else None
 
 
 app.command()(decode)

@@ -110,11 +110,20 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file is in; None for an installed package."""
+    """The commit of the checkout that this file is in; None for an installed package.
+
+    "-dirty" behind it says that tracked files differ, results aside.
+    """
     if not (_CHECKOUT / ".git").exists():
         return None
-    git = ["git", "-C", str(_CHECKOUT), "rev-parse", "--short=12", "HEAD"]
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(_CHECKOUT), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+        commit = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "-uno", "--", ".", ":!docs/results")
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}-dirty" if changed else commit

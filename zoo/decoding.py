@@ -58,10 +58,10 @@ class _State(NamedTuple):
     eos: Tensor
 
 
-def _choose(logits: Tensor, noise: Tensor | None, state: _State, sampling: Sampling) -> None:
+def _choose(logits: Tensor, random: Tensor | None, state: _State, sampling: Sampling) -> None:
     """Chooses the next tokens. A row that has ended changes nothing but the history."""
     tokens, going, room, seen, history, slot, eos = state
-    chosen = torch.where(going > 0, choose(logits, seen, sampling, noise), tokens)
+    chosen = torch.where(going > 0, choose(logits, seen, sampling, random), tokens)
     index = chosen[:, None]
     if sampling.repetition_penalty != 1.0:
         seen.scatter_(1, index, seen.gather(1, index) | (going > 0)[:, None])
@@ -72,18 +72,18 @@ def _choose(logits: Tensor, noise: Tensor | None, state: _State, sampling: Sampl
     going.mul_(~((index == eos).any(1) | (room <= 0)))
 
 
-Choose = Callable[[Tensor, Tensor | None, _State, Sampling], None]
+_Choose = Callable[[Tensor, Tensor | None, _State, Sampling], None]
 
 
-def _compiled_choose(state: _State, sampling: Sampling) -> Choose:
+def _compiled_choose(state: _State, sampling: Sampling) -> _Choose:
     # torch.compile refuses after 8 graphs of one code object: one handle for each kind of sampling
     # and for sizes of 1, for which it makes graphs of their own.
     single = tuple(min(x, 2) for x in (*state.history.shape, len(state.eos)))
-    return _choose_handle(dataclasses.replace(sampling, seed=None), single, state.tokens.device)
+    return _choose_handle(sampling, single, state.tokens.device)
 
 
 @functools.cache
-def _choose_handle(sampling: Sampling, single: tuple[int, ...], device: torch.device) -> Choose:
+def _choose_handle(sampling: Sampling, single: tuple[int, ...], device: torch.device) -> _Choose:
     own = FunctionType(_choose.__code__.replace(), _choose.__globals__)
     return torch.compile(own, fullgraph=True)
 
@@ -137,7 +137,7 @@ class Decoder:
             eos=torch.tensor(list(eos_ids), dtype=torch.int64, device=device),
         )
         self._run = compiled_next_logits(model) if compile else next_logits
-        self._choose = _compiled_choose(self._state, sampling) if compile else _choose
+        self._choose = _compiled_choose(self._state, self._sampling) if compile else _choose
         self._made = 0  # steps, of which `slot` is where the next one goes
         self._pending: deque[_Chosen] = deque()
         self._graph: torch.cuda.CUDAGraph | None = None

@@ -61,7 +61,8 @@ def max_batch(
 
     Raises:
         ValueError: not even one row fits (the message says what it needs), `memory` or
-            `max_seq_len` is below 1, or there is no GPU to ask what is free.
+            `max_seq_len` is below 1, there is no GPU to ask what is free, or the model is in
+            float64, which our kernels do not run.
     """
     if memory is None:
         memory = _free(model)
@@ -138,6 +139,8 @@ class _Needs:
         cache_dtype: str | torch.dtype | None,
     ) -> None:
         dtype = model.embed_tokens.weight.dtype
+        if dtype == torch.float64:
+            raise ValueError("memory is counted for kernels of at most float32, not float64")
         with _META:
             self._whole = build(model.config, "auto").to(dtype)
             self._small = build(_one_layer_of_each_type(model.config), "auto").to(dtype)

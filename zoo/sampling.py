@@ -76,21 +76,21 @@ def noise(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Ten
     return _exponential(torch.empty_like(logits, dtype=torch.float32), generator)
 
 
-def choose(logits: Tensor, seen: Tensor, sampling: Sampling, noise: Tensor | None) -> Tensor:
+def choose(logits: Tensor, seen: Tensor, sampling: Sampling, random: Tensor | None) -> Tensor:
     """Chooses one token per row; without a generator, which torch.compile cannot trace.
 
     Args:
         logits: [B, V].
         seen: bool [B, V], tokens of the row's prompt and text so far.
         sampling: how.
-        noise: from `noise`.
+        random: from `noise`.
 
     Returns:
         int64 [B].
     """
-    if noise is None:
+    if random is None:
         return _penalised(logits, seen, sampling).argmax(-1)
-    return _race(probabilities(logits, seen, sampling), noise)
+    return _race(probabilities(logits, seen, sampling), random)
 
 
 def probabilities(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:

@@ -11,7 +11,7 @@ from flasheva.triton.call import Call, Maps, ceil_div, like_projection, strides
 from flasheva.triton.summary_forward import summary_forward
 
 # Fewer summaries of a row are not worth a launch that clears their norms.
-_MANY = 256
+_MANY_SUMMARIES = 256
 
 # k_rfa, v_rfa, norms or None, q_mean, k_mean, omega.
 Summaries = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]
@@ -42,7 +42,7 @@ def summaries(
     Norms, means and omega are float32.
     """
     C = c.C
-    norms = k.new_zeros((c.B, c.G), dtype=torch.float32) if C >= _MANY else None
+    norms = k.new_zeros((c.B, c.G), dtype=torch.float32) if C >= _MANY_SUMMARIES else None
     k_rfa, v_rfa = (k.new_empty((c.B, c.G, C, c.D)) for _ in range(2))
     # A map in parts reads the means back from memory.
     in_parts = c.map_part < c.block_d

@@ -96,10 +96,22 @@ def _without_running_out(
     def fits(rows: int) -> bool:
         try:
             run(rows)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
             return False
         finally:
             free_memory(device)
         return True
 
     return fits
+
+
+def ran_out_of_memory(error: BaseException | None) -> bool:
+    """Whether that is what an error, or one before it, says.
+
+    A capture that runs out of memory may end in another error.
+    """
+    while error is not None and not isinstance(error, torch.OutOfMemoryError):
+        error = error.__context__
+    return error is not None

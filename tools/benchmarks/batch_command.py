@@ -23,6 +23,8 @@ from tools.results import check_appendable, device_name
 if TYPE_CHECKING:
     import torch
 
+    from zoo import CausalLM
+
 
 def batch(
     *,
@@ -86,7 +88,9 @@ def batch(
     if where.type != "cuda":
         raise ValueError("a batch is tried until a GPU runs out of memory; use --device cuda")
     whole = torch.cuda.get_device_properties(where).total_memory / 2**30
-    share = 1.0 if memory is None else min(memory / whole, 1.0)
+    if memory is not None and memory > whole:
+        raise ValueError(f"--memory must be at most the GPU's {whole:.1f} GiB, not {memory}")
+    share = 1.0 if memory is None else memory / whole
     if not json:
         print(f"{device_name(where)}; {versions('torch', 'triton', 'transformers')}", flush=True)
     job = Job(batch_size=0, prompt=context - NEW, new=NEW, compile=False)
@@ -131,21 +135,36 @@ def _limited_to(share: float, device: "torch.device") -> Iterator[None]:
 
 
 def _measure(run: Run, context: int, device: "torch.device") -> dict[str, Metric]:
-    import zoo
+    import torch
+
     from tools.benchmarks.batch import fits_ours, fits_transformers, largest_batch
     from tools.benchmarks.timing import free_memory
 
-    found = {}
-    if run.engine in ("eva", "full"):
-        ours = load_ours(run, run.dtype, device)
-        said = zoo.max_batch(ours, context)
-        found["max_batch"] = Metric(said, "rows")
-        fits, fails = largest_batch(fits_ours(ours, context), said, 1.05)
-        del ours
-    else:
-        theirs = load_transformers(run.base, context, run.dtype, device)
-        tried = fits_transformers(theirs, context, static=run.static, piece=run.prefill_chunk)
-        fits, fails = largest_batch(tried, 16, 2.0)
-        del theirs, tried
-    free_memory(device)
-    return found | {"largest_batch": Metric(fits, "rows"), "too_large": Metric(fails, "rows")}
+    try:
+        if run.engine in ("eva", "full"):
+            ours = load_ours(run, run.dtype, device)
+            fits, guess, step = fits_ours(ours, context), _said(ours, context), 1.05
+            found = {"max_batch": Metric(guess, "rows")}
+            del ours
+        else:
+            theirs = load_transformers(run.base, context, run.dtype, device)
+            fits = fits_transformers(theirs, context, static=run.static, piece=run.prefill_chunk)
+            found, guess, step = {}, 16, 2.0
+            del theirs
+        low, high = largest_batch(fits, guess, step)
+        del fits
+    except torch.OutOfMemoryError:  # already of the weights
+        found, low, high = {}, 0, 1
+    finally:
+        free_memory(device)
+    return found | {"largest_batch": Metric(low, "rows"), "too_large": Metric(high, "rows")}
+
+
+def _said(model: "CausalLM", context: int) -> int:
+    """What zoo.max_batch says; 0 where it says that nothing fits."""
+    import zoo
+
+    try:
+        return zoo.max_batch(model, context)
+    except ValueError:
+        return 0

@@ -25,7 +25,7 @@ def write_decode_plot(path: Path, rows: Iterable[Mapping[str, object]]) -> None:
     for run, metrics in sorted(found.runs.items()):
         peaks = [metrics[name] for name in metrics if name.startswith("peak_memory")]
         values = {**metrics, **({"peak": max(peaks) / 1024} if peaks else {})}
-        label = f"{run.model}, {run.batch} rows, {run.engine}"
+        label = f"{run.model}, {run.dtype}, {run.batch} rows, {run.engine}"
         for panel, name in _PANELS.items():
             if name in values:
                 lines[panel][label].append((run.prompt + run.new, values[name]))

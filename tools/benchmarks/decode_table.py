@@ -13,10 +13,10 @@ _COLUMNS = {
     "cache": ("cache MiB", "{:,.0f}"),
     "roofline": ("roofline", "{:.0%}"),
 }
-_JOB = ("model", "batch", "prompt", "new")
-_SETTINGS = ("W", "P", "layers", "cache_dtype", "prefill_chunk")
+_JOB = ("model", "batch", "prompt", "new", "dtype")
+_SETTINGS = ("W", "P", "layers", "cache_dtype", "prefill_chunk", "compile")
 # What goes without saying.
-_USUAL = {("layers", "none"), ("cache_dtype", "none"), ("prefill_chunk", "none")}
+_USUAL = {("layers", "none"), ("prefill_chunk", "none"), ("compile", True)}
 
 Row = Mapping[str, object]
 
@@ -28,6 +28,7 @@ class Run(NamedTuple):
     batch: int
     prompt: int
     new: int
+    dtype: str
     engine: str
 
 
@@ -42,7 +43,7 @@ def recorded(rows: Iterable[Row]) -> Recorded:
     """The runs of `zoo bench decode`; of two rows of the same measurement the last counts.
 
     Raises:
-        ValueError: there are none, or they come from several devices.
+        ValueError: there are none, one is incomplete, or they come from several devices.
     """
     found: dict[Run, dict[str, float]] = {}
     devices = set()
@@ -50,6 +51,8 @@ def recorded(rows: Iterable[Row]) -> Recorded:
         if row["bench"] != "decode":
             continue
         case = cast("Mapping[str, object]", row["case"])
+        if "impl" not in row or not case.keys() >= set(_JOB):
+            raise ValueError(f"a row of decoding has impl and {', '.join(_JOB)}; one has not")
         devices.add(str(row["device"]))
         settings = [(name, case[name]) for name in _SETTINGS if name in case]
         said = [f"{name} {value}" for name, value in settings if (name, value) not in _USUAL]
@@ -74,18 +77,20 @@ def decode_table(rows: Iterable[Row]) -> str:
     head += [title for title, _ in _COLUMNS.values()] + [f"{OURS} is faster"]
     lines = [head, ["---"] * len(head)]
     for run, metrics in found.items():
-        cells = [run.model, str(run.batch), f"{run.prompt} + {run.new}", run.engine]
+        model = run.model if run.dtype == "bfloat16" else f"{run.model}, {run.dtype}"
+        cells = [model, str(run.batch), f"{run.prompt} + {run.new}", run.engine]
         cells += [
             form.format(metrics[metric]) if metric in metrics else ""
             for metric, (_, form) in _COLUMNS.items()
         ]
         ours = next((x for r, x in found.items() if _is_ours(r, run)), None)
         ratio = ""
-        if ours is not None and ours is not metrics:
+        known = ours is not None and all("throughput" in x for x in (ours, metrics))
+        if ours is not None and known and ours is not metrics:
             ratio = f"{ours['throughput'] / metrics['throughput']:.2f} x"
         lines.append([*cells, ratio])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _is_ours(run: Run, of: Run) -> bool:
-    return run[:4] == of[:4] and run.engine.startswith(OURS)
+    return run[:5] == of[:5] and run.engine.startswith(OURS)
