@@ -192,6 +192,9 @@ def full_attention_step(
 
     Returns:
         [B, H, 1, D] in the dtype of q, or None with nothing written: use PyTorch's own attention.
+
+    Raises:
+        ValueError: `impl` is "triton" and the kernel cannot run; the message says why.
     """
     if q.shape[2] != 1 or not _has_kernel(q, k, v, impl):
         return None
@@ -219,10 +222,15 @@ def full_attention_piece(
         impl: "auto" and "triton" ask for the kernel.
 
     Returns:
-        [B, H, T, D] in the dtype of q, or None if no kernel can run, or there are fewer than 16
+        [B, H, T, D] in the dtype of q, or None if no kernel can run, or "auto" has fewer than 16
         queries: use PyTorch's own attention.
+
+    Raises:
+        ValueError: `impl` is "triton" and the kernel cannot run; the message says why.
     """
-    if q.shape[2] < _MIN_FULL_PIECE or not _has_kernel(q, keys, values, impl):
+    if impl == "auto" and q.shape[2] < _MIN_FULL_PIECE:
+        return None
+    if not _has_kernel(q, keys, values, impl):
         return None
     from flasheva.triton.ops import triton_attention_onto_cache
 
@@ -239,7 +247,10 @@ def _has_kernel(q: Tensor, k: Tensor, v: Tensor, impl: Impl) -> bool:
     if impl == "auto" and q.device.type != "cuda":
         return False
     needs_grad = _needs_grad(q, k, v)
-    return _why_not_triton(q, _EVERYTHING, needs_grad=needs_grad, cached=True) is None
+    why = _why_not_triton(q, _EVERYTHING, needs_grad=needs_grad, cached=True)
+    if why is not None and impl == "triton":
+        raise ValueError(f"impl='triton' {why}")
+    return why is None
 
 
 def _in_autocast(x: Tensor) -> bool:

@@ -121,3 +121,17 @@ def test_the_op_is_well_registered():
 )
 def test_programs_of_a_step_run_at_once(heads, entries, expected):
     assert decode.splits_of(heads, entries, 64, 132) == expected
+
+
+@pytest.mark.parametrize("T", [1, 5, 20])
+def test_full_attention_does_not_fall_back_from_triton(T):
+    """As the layers of EVA; `auto` does."""
+    for impl in ("auto", "triton"):
+        model = tiny(("full_attention",), torch.float64, impl=impl).to(DEVICE)
+        with torch.no_grad():
+            cache = model.new_cache(1, 40)
+            if impl == "auto":
+                assert model(tokens(1, T), cache).shape == (1, T, 97)
+            else:
+                with pytest.raises(ValueError, match=r"impl='triton' needs .*not torch\.float64"):
+                    model(tokens(1, T), cache)
