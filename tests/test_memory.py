@@ -145,6 +145,8 @@ def test_info_says_how_many_rows_fit():
     assert "max_batch" not in json.loads(run("info", "pythia-70m", "--json").out)
     assert_mistake(run(*words[:-1], "0.1"), "one row of 2,048 tokens needs")
     assert_mistake(run(*words[:-1], "0"), "--memory must be a number of GiB above 0")
+    wide = ("float64" if word == "bfloat16" else word for word in words)
+    assert_mistake(run(*wide), "--dtype must be another than float64")
 
 
 def largest(fits: Callable[[int], bool], low: int, high: int, step: int) -> int:

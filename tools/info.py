@@ -64,6 +64,10 @@ def info(
     if memory is not None:
         if not 0 < memory < float("inf"):
             raise ValueError(f"--memory must be a number of GiB above 0, not {memory}")
+        if dtype == "float64":
+            raise ValueError(
+                "--memory counts for our kernels: --dtype must be another than float64"
+            )
         fits = _Fits(memory, largest_batch(config, context, kept, int(memory * 2**30)))
     if json:
         print_json(_as_json(name, config, size, dtype, fits))

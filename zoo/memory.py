@@ -44,7 +44,8 @@ def max_batch(
 ) -> int:
     """The largest batch whose prefill and decoding fit into a GPU; any smaller one fits too.
 
-    It is counted for our kernels, without `compile` and without a draft model.
+    It is counted for our kernels (so not for float64, which they do not run), without `compile`
+    and without a draft model.
 
     Args:
         model: on any device; on "meta" it needs no memory itself. Its dtype counts.
@@ -61,8 +62,7 @@ def max_batch(
 
     Raises:
         ValueError: not even one row fits (the message says what it needs), `memory` or
-            `max_seq_len` is below 1, there is no GPU to ask what is free, or the model is in
-            float64, which our kernels do not run.
+            `max_seq_len` is below 1, or there is no GPU to ask what is free.
     """
     if memory is None:
         memory = _free(model)
@@ -139,8 +139,6 @@ class _Needs:
         cache_dtype: str | torch.dtype | None,
     ) -> None:
         dtype = model.embed_tokens.weight.dtype
-        if dtype == torch.float64:
-            raise ValueError("memory is counted for kernels of at most float32, not float64")
         with _META:
             self._whole = build(model.config, "auto").to(dtype)
             self._small = build(_one_layer_of_each_type(model.config), "auto").to(dtype)
