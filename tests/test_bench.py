@@ -782,6 +782,13 @@ def test_a_batch_is_tried_on_a_gpu_only() -> None:
     assert_mistake(run("bench", "batch", "--device", "cpu", "--memory", 0), "GiB above 0")
 
 
+@pytest.mark.parametrize("command", ["batch", "decode"])
+def test_what_belongs_to_another_engine_is_refused(command: str) -> None:
+    words = ("bench", command, "--device", "cpu", "--impl")
+    assert_mistake(run(*words, "full", "--layers", "2"), "--layers is of the engine eva")
+    assert_mistake(run(*words, "eva", "--prefill-chunk", 64), "is of transformers' engines")
+
+
 @pytest.mark.gpu
 def test_a_batch_is_tried_on_a_gpu() -> None:
     command = ("bench", "batch", "--model", "pythia-70m", "--context", 2048, "--memory", 2)

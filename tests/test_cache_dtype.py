@@ -16,7 +16,7 @@ from flasheva.triton import ops
 from layers import ModelCache
 from tests.command_line import assert_mistake, run, save
 from tests.test_cache import LENGTH, in_pieces, one_pass, random_pieces, tiny
-from tests.test_decode import DEVICE, models, tokens
+from tests.test_decode import DEVICE, arguments, models, tokens
 from tests.tiny import TEXT, mixed
 
 FLOAT8 = torch.float8_e4m3fn
@@ -182,20 +182,10 @@ def test_the_decode_kernel_stores_and_sees_the_same(kinds, huge):
 
 @needs_float8
 def test_the_op_is_well_registered():
-    def make(*shape):
-        return torch.randn(shape, device=DEVICE)
-
-    q, k, v = make(2, 4, 1, 16), make(2, 2, 1, 16), make(2, 2, 1, 16)
-    length, count = (torch.tensor(x, device=DEVICE) for x in ([37, 20], [1, 0]))
-    maps = [make(16, 16), make(16)] * 2
-    cache = [make(2, 2, n, 16).to(FLOAT8) for n in (8, 8, 24, 24, 9, 9)]
-    q_sum, arrived = make(2, 2, 1, 16), torch.zeros(4, dtype=torch.int32, device=DEVICE)
-    cache += [q_sum, arrived]
-    args = (q, k, v, length, count, make(4), *cache, maps, "linear", 16, 8, 8, "sliding")
     # Not "test_schema", which multiplies what it compares; no float8 can be. tests/test_decode.py
     # has it.
     others = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops._decode, args, test_utils=others)
+    torch.library.opcheck(ops._decode, arguments(FLOAT8), test_utils=others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, FLOAT8])

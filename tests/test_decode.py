@@ -101,17 +101,22 @@ def test_scratch_is_left_as_it_was_found(monkeypatch):
     assert not cache.layers[0].arrived.any()
 
 
-def test_the_op_is_well_registered():
+def arguments(cache_dtype: torch.dtype = DTYPE) -> tuple[object, ...]:
+    """Arguments of the op."""
+
     def make(*shape):
         return torch.randn(shape, device=DEVICE)
 
     q, k, v = make(2, 4, 1, 16), make(2, 2, 1, 16), make(2, 2, 1, 16)
     length, count = (torch.tensor(x, device=DEVICE) for x in ([37, 20], [1, 0]))
     maps = [make(16, 16), make(16)] * 2
-    cache = [make(2, 2, n, 16) for n in (8, 8, 24, 24, 9, 9, 1)]
-    arrived = torch.zeros(4, dtype=torch.int32, device=DEVICE)
-    args = (q, k, v, length, count, make(4), *cache, arrived, maps, "linear", 16, 8, 8, "sliding")
-    torch.library.opcheck(ops._decode, args)
+    cache = [make(2, 2, n, 16).to(cache_dtype) for n in (8, 8, 24, 24, 9, 9)]
+    cache += [make(2, 2, 1, 16), torch.zeros(4, dtype=torch.int32, device=DEVICE)]
+    return (q, k, v, length, count, make(4), *cache, maps, "linear", 16, 8, 8, "sliding")
+
+
+def test_the_op_is_well_registered():
+    torch.library.opcheck(ops._decode, arguments())
 
 
 @pytest.mark.parametrize(

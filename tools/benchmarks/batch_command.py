@@ -2,22 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tools.benchmarks.common import Metric, append_metrics, chosen, device_of, versions, words
-from tools.benchmarks.engines import (
-    EngineName,
-    Run,
-    base_of,
-    layers_of,
-    load_ours,
-    load_transformers,
-)
-from tools.benchmarks.names import DtypeName
+from tools.benchmarks.common import Metric, append_metrics, device_of, versions
+from tools.benchmarks.engines import EngineOptions, Run, load_ours, load_transformers
 from tools.display import print_json, print_table
-from tools.options import ChunkSize, Device, Json, Out, WindowSize
+from tools.options import Device, Json, Out, with_options
 from tools.results import check_appendable, device_name
 
 if TYPE_CHECKING:
@@ -26,6 +18,7 @@ if TYPE_CHECKING:
     from zoo import CausalLM
 
 
+@with_options
 def batch(
     *,
     model: Annotated[
@@ -40,29 +33,7 @@ def batch(
             metavar="GIB", help="That PyTorch may allocate.", show_default="all of the GPU"
         ),
     ] = None,
-    impl: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--impl",
-            metavar="NAME",
-            help=f"{words(EngineName)}; may be repeated.",
-            show_default="all",
-        ),
-    ] = None,
-    layers: Annotated[
-        str, typer.Option(help="Of eva: the layers with full attention, such as 7,17-18, or none.")
-    ] = "none",
-    window_size: WindowSize = 256,
-    chunk_size: ChunkSize = 16,
-    prefill_chunk: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Of transformers: read prompts in pieces of this size, as ours always are.",
-            show_default="whole prompts",
-        ),
-    ] = None,
-    dtype: Annotated[DtypeName, typer.Option(help="Of weights and caches.")] = "bfloat16",
+    engine: EngineOptions,
     device: Device = "cuda",
     json: Json = False,
     out: Out = None,
@@ -72,13 +43,11 @@ def batch(
     Beside ours stands what zoo.max_batch says without trying.
     """
     check_appendable(out)
-    for name, least, value in (("--context", 8, context), ("--prefill-chunk", 1, prefill_chunk)):
-        if value is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, not {value}")
+    if context < 8:
+        raise ValueError(f"--context must be at least 8, not {context}")
     if memory is not None and not 0 < memory < float("inf"):
         raise ValueError(f"--memory must be a number of GiB above 0, not {memory}")
-    engines = chosen("--impl", impl, get_args(EngineName))
-    exact = layers_of(base_of(model), layers)
+    engine.check([model])
     import torch
 
     from tools.benchmarks.batch import NEW
@@ -95,16 +64,7 @@ def batch(
         print(f"{device_name(where)}; {versions('torch', 'triton', 'transformers')}", flush=True)
     job = Job(batch_size=0, prompt=context - NEW, new=NEW, compile=False)
     lines = []
-    for engine in engines:
-        run = Run(
-            engine=engine,
-            base=model,
-            job=job,
-            exact=exact if engine == "eva" else (),
-            eva=(window_size, chunk_size),
-            dtype=dtype,
-            prefill_chunk=prefill_chunk,
-        )
+    for run in engine.runs(model, job):
         with _limited_to(share, where):
             found = _measure(run, context, where)
         case = {name: value for name, value in run.case.items() if name != "batch"}

@@ -1,30 +1,20 @@
 """`zoo bench decode`: the command around decode.py."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
 from tools.benchmarks.common import (
     Metric,
     append_metrics,
-    chosen,
     device_of,
     values,
     versions,
-    words,
 )
-from tools.benchmarks.engines import (
-    EngineName,
-    Run,
-    base_of,
-    layers_of,
-    load_ours,
-    load_transformers,
-)
-from tools.benchmarks.names import DtypeName
+from tools.benchmarks.engines import EngineOptions, Run, load_ours, load_transformers
 from tools.display import print_json, print_rule, print_table
-from tools.options import ChunkSize, Device, Json, Out, WindowSize
+from tools.options import Device, Json, Out, with_options
 from tools.results import check_appendable, device_name
 
 if TYPE_CHECKING:
@@ -33,6 +23,7 @@ if TYPE_CHECKING:
     from tools.benchmarks.decode import Job, Measured
 
 
+@with_options
 def decode(
     *,
     model: Annotated[
@@ -52,38 +43,10 @@ def decode(
     ] = None,
     prompt: Annotated[int, typer.Option(metavar="TOKENS", help="Read, of each row.")] = 8192,
     new: Annotated[int, typer.Option(metavar="TOKENS", help="Made, of each row.")] = 512,
-    impl: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--impl",
-            metavar="NAME",
-            help=f"{words(EngineName)}: EVA in every layer, full attention in our engine, and "
-            "transformers with a static cache, compiled, or its default one; may be repeated.",
-            show_default="all",
-        ),
-    ] = None,
-    layers: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of eva: the layers with full attention, such as 7,17-18, or none; may be "
-            "repeated.",
-            show_default="none",
-        ),
-    ] = None,
-    window_size: WindowSize = 256,
-    chunk_size: ChunkSize = 16,
     compile: Annotated[
         bool, typer.Option("--compile/--no-compile", help="Of our engine: torch.compile.")
     ] = True,
-    prefill_chunk: Annotated[
-        int | None,
-        typer.Option(
-            metavar="TOKENS",
-            help="Of transformers: read prompts in pieces of this size, as ours always are.",
-            show_default="whole prompts",
-        ),
-    ] = None,
-    dtype: Annotated[DtypeName, typer.Option(help="Of weights and caches.")] = "bfloat16",
+    engine: EngineOptions,
     device: Device = "cuda",
     json: Json = False,
     out: Out = None,
@@ -101,18 +64,15 @@ def decode(
     sizes = batch_size or [1, 32]
     if min(sizes) < 1:
         raise ValueError(f"--batch-size must be at least 1, not {min(sizes)}")
-    if prefill_chunk is not None and prefill_chunk < 1:
-        raise ValueError(f"--prefill-chunk must be at least 1, not {prefill_chunk}")
-    engines = chosen("--impl", impl, get_args(EngineName))
-    bases = [base_of(name) for name in model or ["pythia-160m"]]
-    exact = {base: [layers_of(base, text) for text in layers or ["none"]] for base in bases}
+    bases = model or ["pythia-160m"]
+    engine.check(bases)
     import torch
 
     from tools.benchmarks.decode import Job
     from tools.benchmarks.roofline import measure_ceilings
 
     where = device_of(device)
-    copy = measure_ceilings(getattr(torch, dtype), where).copy
+    copy = measure_ceilings(getattr(torch, engine.dtype), where).copy
     if not json:
         print(f"{device_name(where)}; {versions('torch', 'triton', 'transformers')}")
         print(f"copy bandwidth {copy / 1e12:.3g} TB/s", flush=True)
@@ -121,24 +81,14 @@ def decode(
         for rows in sizes:
             job = Job(batch_size=rows, prompt=prompt, new=new, compile=compile)
             lines: list[_Line] = []
-            for engine in engines:
-                for some in exact[base] if engine == "eva" else [()]:
-                    run = Run(
-                        engine=engine,
-                        base=base,
-                        job=job,
-                        exact=some,
-                        eva=(window_size, chunk_size),
-                        dtype=dtype,
-                        prefill_chunk=prefill_chunk,
-                    )
-                    found, note = _measure(run, copy, where)
-                    timed |= bool(found)
-                    wrong |= note.startswith("WRONG")
-                    append_metrics(out, "decode", run.case, run.impl, found, where)
-                    lines.append(_Line(run.name, found, note))
-                    if json:
-                        print_json({**run.case, "impl": run.impl, "note": note, **values(found)})
+            for run in engine.runs(base, job):
+                found, note = _measure(run, copy, where)
+                timed |= bool(found)
+                wrong |= note.startswith("WRONG")
+                append_metrics(out, "decode", run.case, run.impl, found, where)
+                lines.append(_Line(run.name, found, note))
+                if json:
+                    print_json({**run.case, "impl": run.impl, "note": note, **values(found)})
             if not json:
                 _print(base, job, lines)
     if wrong or not timed:

@@ -14,7 +14,7 @@ _COLUMNS = {
     "roofline": ("roofline", "{:.0%}"),
 }
 _JOB = ("model", "batch", "prompt", "new", "dtype")
-_SETTINGS = ("W", "P", "layers", "cache_dtype", "prefill_chunk", "compile")
+_SETTINGS = ("W", "P", "layers", "prefill_chunk", "compile")
 # What goes without saying.
 _USUAL = {("layers", "none"), ("prefill_chunk", "none"), ("compile", True)}
 

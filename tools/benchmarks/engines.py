@@ -1,7 +1,14 @@
 """The engines that `zoo bench decode` and `zoo bench batch` compare, and their models."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+
+import typer
+
+from tools.benchmarks.common import chosen, words
+from tools.benchmarks.names import DtypeName
+from tools.options import ChunkSize, WindowSize
 
 if TYPE_CHECKING:
     import torch
@@ -60,13 +67,81 @@ class Run:
         return case
 
 
-def base_of(name: str) -> str:
-    """The name, if it is a base; else ValueError."""
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """Which engines, and how."""
+
+    impl: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--impl",
+            metavar="NAME",
+            help=f"{words(EngineName)}: EVA in every layer, full attention in our engine, and "
+            "transformers with a static cache, compiled, or its default one; may be repeated.",
+            show_default="all",
+        ),
+    ] = None
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of eva: the layers with full attention, such as 7,17-18, or none; may be "
+            "repeated.",
+            show_default="none",
+        ),
+    ] = None
+    window_size: WindowSize = 256
+    chunk_size: ChunkSize = 16
+    prefill_chunk: Annotated[
+        int | None,
+        typer.Option(
+            metavar="TOKENS",
+            help="Of transformers: read prompts in pieces of this size, as ours always are.",
+            show_default="whole prompts",
+        ),
+    ] = None
+    dtype: Annotated[DtypeName, typer.Option(help="Of weights and caches.")] = "bfloat16"
+
+    def check(self, bases: list[str]) -> None:
+        """Raises ValueError for what cannot be, or belongs to an engine that is not asked for."""
+        engines = self.engines
+        for base in bases:
+            check_base(base)
+            for text in self.layers or ():
+                layers_of(base, text)
+        if self.layers and "eva" not in engines:
+            raise ValueError("--layers is of the engine eva: ask for it, or leave --layers out")
+        if self.prefill_chunk is not None:
+            if self.prefill_chunk < 1:
+                raise ValueError(f"--prefill-chunk must be at least 1, not {self.prefill_chunk}")
+            if not any(engine.startswith("transformers") for engine in engines):
+                raise ValueError("--prefill-chunk is of transformers' engines: ask for one")
+
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Those asked for."""
+        return chosen("--impl", self.impl, get_args(EngineName))
+
+    def runs(self, base: str, job: "Job") -> Iterator[Run]:
+        """Of each engine one; of eva one for each choice of layers."""
+        for engine in self.engines:
+            for text in self.layers or ["none"] if engine == "eva" else ["none"]:
+                yield Run(
+                    engine=engine,
+                    base=base,
+                    job=job,
+                    exact=layers_of(base, text),
+                    eva=(self.window_size, self.chunk_size),
+                    dtype=self.dtype,
+                    prefill_chunk=self.prefill_chunk,
+                )
+
+
+def check_base(name: str) -> None:
+    """Raises ValueError unless the name is that of a base."""
     from zoo.registry import BASES
 
     if name not in BASES:
         raise ValueError(f"--model must be one of {', '.join(BASES)}, not {name!r}")
-    return name
 
 
 def _depth(base: str) -> int:
