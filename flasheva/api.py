@@ -228,9 +228,9 @@ def full_attention_piece(
     Raises:
         ValueError: `impl` is "triton" and the kernel cannot run; the message says why.
     """
-    if impl == "auto" and q.shape[2] < _MIN_FULL_PIECE:
-        return None
     if not _has_kernel(q, keys, values, impl):
+        return None
+    if impl == "auto" and q.shape[2] < _MIN_FULL_PIECE:  # asked last: a graph depends on it
         return None
     from flasheva.triton.ops import triton_attention_onto_cache
 
