@@ -7,6 +7,7 @@ from layers.eva_attention import EvaAttention, WindowAttention
 from layers.full_attention import FullAttention
 from layers.mlp import MLP, Activation, GatedMLP
 from layers.rotary import RopeConfig, RotaryAngles, apply_rotary, rotary_angles
+from layers.side_stream import beside
 
 __all__ = [
     "LAYER_TYPES",
@@ -22,6 +23,7 @@ __all__ = [
     "RotaryAngles",
     "WindowAttention",
     "apply_rotary",
+    "beside",
     "build_attention",
     "rotary_angles",
 ]

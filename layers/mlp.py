@@ -15,10 +15,10 @@ class MLP(nn.Module):
         super().__init__()
         self.up_proj = nn.Linear(hidden_size, intermediate_size)
         self.down_proj = nn.Linear(intermediate_size, hidden_size)
-        self.activation = activation
+        self.activation: Activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_activate(self.up_proj(x), self.activation))
+        return self.down_proj(activate(self.up_proj(x), self.activation))
 
 
 class GatedMLP(nn.Module):
@@ -34,10 +34,11 @@ class GatedMLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_activate(self.gate_proj(x), self.activation) * self.up_proj(x))
+        return self.down_proj(activate(self.gate_proj(x), self.activation) * self.up_proj(x))
 
 
-def _activate(x: Tensor, activation: Activation) -> Tensor:
+def activate(x: Tensor, activation: str) -> Tensor:
+    """`activation` by its name in config.json."""
     match activation:
         case "silu":
             return F.silu(x)

@@ -21,6 +21,7 @@ from layers import (
     RopeConfig,
     RotaryAngles,
     apply_rotary,
+    beside,
     build_attention,
 )
 from zoo.causal_lm import CausalLM
@@ -123,9 +124,12 @@ class GPTNeoXBlock(nn.Module):
         self.mlp = MLP(E, config.intermediate_size, config.hidden_act)
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
-        attended = x + self.attention(self.input_layernorm(x), rope, context)
-        mlp_input = x if self.parallel else attended
-        return attended + self.mlp(self.post_attention_layernorm(mlp_input))
+        if not self.parallel:
+            x = x + self.attention(self.input_layernorm(x), rope, context)
+            return x + self.mlp(self.post_attention_layernorm(x))
+        mlp = beside(self.mlp, self.post_attention_layernorm(x))
+        x = x + self.attention(self.input_layernorm(x), rope, context)
+        return x + mlp.join(x)
 
 
 class GPTNeoX(CausalLM):

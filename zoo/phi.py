@@ -20,6 +20,7 @@ from layers import (
     RopeConfig,
     RotaryAngles,
     apply_rotary,
+    beside,
     build_attention,
 )
 from zoo.causal_lm import CausalLM
@@ -122,7 +123,9 @@ class PhiBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         y = self.input_layernorm(x)
-        return x + self.attention(y, rope, context) + self.mlp(y)
+        mlp = beside(self.mlp, y)
+        x = x + self.attention(y, rope, context)
+        return x + mlp.join(x)
 
 
 class Phi(CausalLM):

@@ -1,0 +1,93 @@
+"""beside: an MLP that a step of decoding computes on a second stream, while attention runs.
+
+Where both read the same hidden states (parallel residual), neither waits for the other. A step's
+products are small: each takes a few microseconds of latency and a part of the GPU, and attention
+waits for memory. Under a CUDA graph the second stream becomes a branch of the graph.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from layers.mlp import MLP, activate
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What `beside` began."""
+
+    mlp: MLP
+    x: Tensor
+    begun: Tensor | None
+
+    def join(self, after: Tensor) -> Tensor:
+        """The MLP's output [B, T, E]; `after` is what was computed meanwhile."""
+        if self.begun is None:
+            return self.mlp(self.x)
+        _join(self.begun, self.x, after)
+        return self.begun
+
+
+def beside(mlp: MLP, x: Tensor) -> Beside:
+    """Begins `mlp(x)`, x [B, T, E]: a step on a GPU at once, anything else when it is joined."""
+    return Beside(mlp, x, _begin_step(mlp, x) if _is_step(mlp, x) else None)
+
+
+def _is_step(mlp: MLP, x: Tensor) -> bool:
+    # Subclasses of Linear, such as adapters, do more than multiply with a weight.
+    plain = type(mlp.up_proj) is nn.Linear and type(mlp.down_proj) is nn.Linear
+    return x.is_cuda and x.shape[1] == 1 and plain and not torch.is_grad_enabled()
+
+
+def _begin_step(mlp: MLP, x: Tensor) -> Tensor:
+    up, down = mlp.up_proj, mlp.down_proj
+    return _begin(x, up.weight, up.bias, down.weight, down.bias, mlp.activation)
+
+
+@functools.cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+# Ops, because torch.compile knows no streams before torch 2.12. What a branch reads stays alive
+# until `join`, which takes it for that; `after` puts `join` behind what shall run meanwhile.
+@torch.library.custom_op("layers::mlp_beside", mutates_args=())
+def _begin(
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    activation: str,
+) -> Tensor:
+    def compute() -> Tensor:
+        hidden = nn.functional.linear(x, up_weight, up_bias)
+        return nn.functional.linear(activate(hidden, activation), down_weight, down_bias)
+
+    if not x.is_cuda:
+        return compute()
+    with torch.cuda.device(x.device):
+        stream = _stream(x.device)
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            return compute()
+
+
+@_begin.register_fake
+def _(
+    x: Tensor,
+    up_weight: Tensor,
+    up_bias: Tensor,
+    down_weight: Tensor,
+    down_bias: Tensor,
+    activation: str,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], down_weight.shape[0]))
+
+
+@torch.library.custom_op("layers::join", mutates_args=("begun",))
+def _join(begun: Tensor, x: Tensor, after: Tensor) -> None:
+    if begun.is_cuda:
+        torch.cuda.current_stream(begun.device).wait_stream(_stream(begun.device))
