@@ -30,9 +30,12 @@ class Beside:
         return self.begun
 
 
-def beside(mlp: MLP, x: Tensor) -> Beside:
-    """Begins `mlp(x)`, x [B, T, E]: a step on a GPU at once, anything else when it is joined."""
-    return Beside(mlp, x, _begin_step(mlp, x) if _is_step(mlp, x) else None)
+def beside(mlp: MLP, x: Tensor, ahead: Tensor) -> Beside:
+    """Begins `mlp(x)`, x [B, T, E]: a step on a GPU at once, anything else when it is joined.
+
+    `ahead` is what the attention reads.
+    """
+    return Beside(mlp, x, _begin_step(mlp, x, ahead) if _is_step(mlp, x) else None)
 
 
 def _is_step(mlp: MLP, x: Tensor) -> bool:
@@ -41,9 +44,9 @@ def _is_step(mlp: MLP, x: Tensor) -> bool:
     return x.is_cuda and x.shape[1] == 1 and plain and not torch.is_grad_enabled()
 
 
-def _begin_step(mlp: MLP, x: Tensor) -> Tensor:
+def _begin_step(mlp: MLP, x: Tensor, ahead: Tensor) -> Tensor:
     up, down = mlp.up_proj, mlp.down_proj
-    return _begin(x, up.weight, up.bias, down.weight, down.bias, mlp.activation)
+    return _begin(ahead, x, up.weight, up.bias, down.weight, down.bias, mlp.activation)
 
 
 @functools.cache
@@ -51,10 +54,12 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-# Ops, because torch.compile knows no streams before torch 2.12. What a branch reads stays alive
-# until `join`, which takes it for that; `after` puts `join` behind what shall run meanwhile.
-@torch.library.custom_op("layers::mlp_beside", mutates_args=())
+# Ops, because torch.compile knows no streams before torch 2.12. It may reorder what is
+# independent, so they claim not to be: to write what attention reads, and to read what it made.
+# What is read on the other stream stays alive until `join`, which takes it for that.
+@torch.library.custom_op("layers::mlp_beside", mutates_args=("ahead",))
 def _begin(
+    ahead: Tensor,
     x: Tensor,
     up_weight: Tensor,
     up_bias: Tensor,
@@ -77,6 +82,7 @@ def _begin(
 
 @_begin.register_fake
 def _(
+    ahead: Tensor,
     x: Tensor,
     up_weight: Tensor,
     up_bias: Tensor,

@@ -42,16 +42,17 @@ def test_a_step_gives_the_numbers_of_one_pass(family, device):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("family", PARALLEL)
 @torch.no_grad()
-def test_compiled_it_is_begun_before_attention_and_joined_behind_it(device):
-    model, ids, cache = a_step("gpt_neox", device)
+def test_compiled_it_is_begun_before_attention_and_joined_behind_it(family, device):
+    model, ids, cache = a_step(family, device)
     one = torch.ones_like(cache.length)
     torch._dynamo.reset()
     with ops_everywhere:
         out, code = run_and_get_code(compiled_next_logits(model), model, ids[:, -1:], cache, one)
     whole = model(ids)
     assert (out - whole[:, -1]).abs().max() <= 1e-5 * whole.abs().max()
-    calls = re.findall(r"layers\.(\w+)\.default\(|addmm\(\w+, reinterpret_tensor", "".join(code))
+    calls = re.findall(r"layers\.(\w+)\.default\(|mm\(\w+, reinterpret_tensor", "".join(code))
     wide = [call for call in calls if call] + [""]
     assert wide == ["mlp_beside", "join"] * 3 + [""]
     # Between them, the projections before and behind attention at least.
@@ -63,8 +64,8 @@ def test_only_a_step_on_a_gpu_runs_beside():
     mlp = MLP(8, 16, "gelu")
     x = torch.ones(2, 1, 8)
     with torch.no_grad():
-        assert beside(mlp, x).begun is None
-        torch.testing.assert_close(beside(mlp, x).join(x), mlp(x), rtol=0, atol=0)
+        assert beside(mlp, x, x).begun is None
+        torch.testing.assert_close(beside(mlp, x, x).join(x), mlp(x), rtol=0, atol=0)
 
 
 @pytest.mark.gpu
@@ -74,20 +75,20 @@ def test_what_must_not_run_beside():
 
     mlp = MLP(8, 16, "gelu").cuda()
     x = torch.ones(2, 1, 8).cuda()
-    assert beside(mlp, x).begun is None  # it would have no gradient
+    assert beside(mlp, x, x).begun is None  # it would have no gradient
     with torch.no_grad():
-        assert beside(mlp, x).begun is not None
-        assert beside(mlp, torch.ones(2, 2, 8).cuda()).begun is None
+        assert beside(mlp, x, x).begun is not None
+        assert beside(mlp, *[torch.ones(2, 2, 8).cuda()] * 2).begun is None
         mlp.up_proj = Adapted(8, 16).cuda()
-        assert beside(mlp, x).begun is None
+        assert beside(mlp, x, x).begun is None
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 def test_opcheck(device):
     x, up, down = torch.randn(2, 1, 8), torch.randn(16, 8), torch.randn(8, 16)
     tensors = [t.to(device) for t in (x, up, torch.randn(16), down, torch.randn(8))]
-    torch.library.opcheck(side_stream._begin, (*tensors, "silu"))
-    y = side_stream._begin(*tensors, "silu")
+    torch.library.opcheck(side_stream._begin, (tensors[0] + 1, *tensors, "silu"))
+    y = side_stream._begin(tensors[0] + 1, *tensors, "silu")
     torch.library.opcheck(side_stream._join, (y, tensors[0], torch.zeros_like(y)))
 
 

@@ -127,9 +127,10 @@ class GPTNeoXBlock(nn.Module):
         if not self.parallel:
             x = x + self.attention(self.input_layernorm(x), rope, context)
             return x + self.mlp(self.post_attention_layernorm(x))
-        mlp = beside(self.mlp, self.post_attention_layernorm(x))
-        x = x + self.attention(self.input_layernorm(x), rope, context)
-        return x + mlp.join(x)
+        y = self.input_layernorm(x)
+        mlp = beside(self.mlp, self.post_attention_layernorm(x), ahead=y)
+        attended = self.attention(y, rope, context)
+        return x + attended + mlp.join(after=attended)
 
 
 class GPTNeoX(CausalLM):

@@ -123,9 +123,9 @@ class PhiBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         y = self.input_layernorm(x)
-        mlp = beside(self.mlp, y)
-        x = x + self.attention(y, rope, context)
-        return x + mlp.join(x)
+        mlp = beside(self.mlp, y, ahead=y)
+        attended = self.attention(y, rope, context)
+        return x + attended + mlp.join(after=attended)
 
 
 class Phi(CausalLM):

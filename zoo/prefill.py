@@ -39,11 +39,7 @@ def compiled_next_logits(model: CausalLM) -> NextLogits:
     """
     if model not in _handles:
         own = FunctionType(next_logits.__code__.replace(), next_logits.__globals__)
-        # Inductor would move each op to just before its first user: what shall run beside
-        # attention (layers/side_stream.py) to behind it.
-        _handles[model] = torch.compile(
-            own, fullgraph=True, options={"reorder_for_locality": False}
-        )
+        _handles[model] = torch.compile(own, fullgraph=True)
     return _handles[model]
 
 
