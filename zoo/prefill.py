@@ -16,7 +16,7 @@ from zoo.causal_lm import CausalLM
 # Tokens of a row in a piece, and of all rows together: they bound the memory of a prefill, which
 # memory.py counts for a GPU on the meta device.
 _PIECE = {"cpu": 512, "cuda": 2048, "meta": 2048}
-_PIECE_OF_ALL = 2**14
+_PIECE_OF_ALL = 2**13
 
 NextLogits = Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]
 
