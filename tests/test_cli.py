@@ -21,7 +21,10 @@ from tools.list import SIZES
 from zoo.families import build, preset, read_config
 from zoo.registry import BASES
 
-COMMANDS = ("generate", "chat", "list", "info", "perplexity", "passkey")
+COMMANDS = (
+    *("generate", "chat", "list", "info", "perplexity", "passkey"),
+    *("evaluate", "compare", "export"),
+)
 HYBRID = "smollm2-135m-instruct-eva-hybrid"
 
 

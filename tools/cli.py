@@ -9,7 +9,10 @@ import typer
 
 from tools.bench import app as bench
 from tools.chat import chat
+from tools.compare import compare
 from tools.entry import run
+from tools.evaluate import evaluate
+from tools.export import export
 from tools.generate import generate
 from tools.info import info
 from tools.list import list_models
@@ -26,6 +29,9 @@ for name, command in (
     ("info", info),
     ("perplexity", perplexity),
     ("passkey", passkey),
+    ("evaluate", evaluate),
+    ("compare", compare),
+    ("export", export),
 ):
     app.command(name)(command)
 app.add_typer(bench, name="bench")

@@ -39,8 +39,11 @@ def print_json(value: Mapping[str, object]) -> None:
 
 
 @contextmanager
-def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr if that is a terminal; call the result with the steps done."""
+def progress(what: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr if that is a terminal; call the result with the steps done.
+
+    A `total` of None: nobody knows.
+    """
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -23,17 +23,22 @@ def read_text(path: Path) -> str:
         OSError: the file cannot be opened.
         ValueError: in one line, a file that is damaged, not UTF-8, not such JSON, or empty.
     """
-    try:
-        with path.open("rb") as raw:
-            content = b"".join(_blocks(raw, path.suffix))
-    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from None
-    text = decode(content, str(path))
+    text = read_lines(path)
     if ".jsonl" in path.suffixes:
         text = "\n\n".join(_documents(path, text))
     if not text.strip():
         raise ValueError(f"{path} holds no text")
     return text
+
+
+def read_lines(path: Path) -> str:
+    """Reads a UTF-8 file as it is, but decompressed; see `read_text`."""
+    try:
+        with path.open("rb") as raw:
+            content = b"".join(_blocks(raw, path.suffix))
+    except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
+        raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from None
+    return decode(content, str(path))
 
 
 def decode(content: bytes, source: str) -> str:

@@ -5,16 +5,13 @@ number, as the text after the question continues.
 """
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from tools.scoring.rows import Row, Rows
+
 if TYPE_CHECKING:
     from zoo import Tokenizer
-
-# More of a hay than this is not read: its slices would not differ more, and tokens of a whole
-# library take minutes.
-_HAY_CHARACTERS = 4_000_000
 
 # The filler of the usual passkey test (arXiv 2305.16300), repeated as often as needed.
 FILLER = (
@@ -64,17 +61,9 @@ DEFAULT_DEPTHS = (0.1, 0.8)
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One row.
+class Prompt(Row):
+    """A row; `number` is what is hidden."""
 
-    Attributes:
-        ids: the tokens, the answer included.
-        answer_size: how many of them, at the end, are the answer.
-        number: what is hidden.
-    """
-
-    ids: list[int]
-    answer_size: int
     number: str
 
 
@@ -91,22 +80,7 @@ class PasskeyPrompts:
     """
 
     def __init__(self, tokenizer: "Tokenizer", hay: str | None, length: int) -> None:
-        self._tokenizer = tokenizer
-        self._length = length
-        if hay is None:
-            sentence = tokenizer.encode(f" {FILLER}", add_bos=False)
-            # Twice a row, so that slices begin anywhere in the sentences.
-            self._hay = sentence * (2 * length // len(sentence) + 2)
-        else:
-            self._hay = tokenizer.encode(hay[:_HAY_CHARACTERS], add_bos=False)
-        if len(self._hay) < length:
-            raise ValueError(
-                f"the hay has {len(self._hay)} tokens, fewer than the {length} of a prompt; "
-                "choose a longer text or a shorter length"
-            )
-        bos = tokenizer.bos_id
-        # Where the model was published with a bos, it sees one.
-        self._start = [bos] if bos is not None and tokenizer.encode("")[:1] == [bos] else []
+        self._rows = Rows(tokenizer, FILLER if hay is None else hay, length, repeat=hay is None)
 
     def draw(
         self,
@@ -144,27 +118,24 @@ class PasskeyPrompts:
 
     def _prompt(self, wording: Wording, *, number: str, depth: float, offset: float) -> Prompt:
         """`depth` and `offset` are in [0, 1]: of the needle in the hay, of the hay in the text."""
-        needle = self._tokenizer.encode(
-            f"\n\n{wording.needle.format(number=number)}\n\n", add_bos=False
-        )
-        question, answer = self._split(f"\n\n{wording.question}", f" {number}")
-        around = len(self._start) + len(needle) + len(question) + len(answer)
-        if around > self._length:
-            raise ValueError(
-                f"a prompt of {self._length} tokens cannot hold needle and question, which have "
-                f"{around}; choose a greater length"
-            )
-        size = self._length - around
-        first = int(offset * (len(self._hay) - size + 1))
-        at = first + int(depth * size)
-        before, after = self._hay[first:at], self._hay[at : first + size]
-        ids = [*self._start, *before, *needle, *after, *question, *answer]
-        return Prompt(ids, len(answer), number)
+        row = needle_row(self._rows, wording, number, depth, offset)
+        return Prompt(row.ids, row.answer_size, number)
 
-    def _split(self, question: str, answer: str) -> tuple[Sequence[int], Sequence[int]]:
-        """The tokens of `question + answer`, parted where those of the question alone end."""
-        alone = self._tokenizer.encode(question, add_bos=False)
-        both = self._tokenizer.encode(question + answer, add_bos=False)
-        pairs = enumerate(zip(alone, both, strict=False))
-        same = next((i for i, (a, b) in pairs if a != b), len(alone))
-        return both[:same], both[same:]
+
+def needle_row(rows: Rows, wording: Wording, number: str, depth: float, offset: float) -> Row:
+    """A row with one number in it, told and asked for in this wording.
+
+    Args:
+        rows: makes it.
+        wording: of the needle and the question.
+        number: what is hidden.
+        depth: in [0, 1], the part of the hay that stands before the needle.
+        offset: in [0, 1), where in the whole hay the row's slice of it begins.
+
+    Raises:
+        ValueError: the needle and the question do not fit.
+    """
+    needle = rows.encode(f"\n\n{wording.needle.format(number=number)}\n\n")
+    question, answer = rows.split(f"\n\n{wording.question}", f" {number}")
+    at = int(depth * rows.room(needle, question, answer))
+    return rows.assemble([(at, needle)], question, answer, offset)

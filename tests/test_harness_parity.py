@@ -1,0 +1,95 @@
+"""The harness's own Hugging Face model and ours give the same scores, item by item."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import zoo
+from tests.harness_inputs import HAY, tiny, write_data
+from tools.evaluation.harness import LOCAL_TASKS, LONG_TASKS, run_harness
+from tools.evaluation.outcome import Outcome
+
+pytest.importorskip("lm_eval", reason="needs the eval extra")
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+
+from tools.evaluation.harness.model import ZooLM
+
+SHORT = [name for name in LOCAL_TASKS if name not in LONG_TASKS]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def hf_lm(folder: Path, batch_size: int) -> TemplateLM:
+    """The harness's model of a folder that `zoo.save` wrote."""
+    pytest.importorskip("accelerate", reason="the harness's Hugging Face model needs it")
+    from lm_eval.models.huggingface import HFLM
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    return HFLM(
+        pretrained=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
+        batch_size=batch_size,
+    )
+
+
+def assert_same(theirs: list[Outcome], ours: list[Outcome]) -> None:
+    for one, other in zip(theirs, ours, strict=True):
+        assert (one.task, one.item, one.metric) == (other.task, other.item, other.metric)
+        assert (one.cell, one.weight) == (other.cell, other.weight)
+        exact = one.metric.startswith("acc")
+        assert other.value == (one.value if exact else pytest.approx(one.value, rel=1e-4))
+
+
+@pytest.mark.parametrize("far", [0, 60])
+def test_a_tiny_model_scores_as_with_the_harness_own(far: int, data: Path, tmp_path: Path) -> None:
+    model = tiny(full=True)
+    zoo.save(model, tmp_path / "saved")
+    theirs = hf_lm(tmp_path / "saved", batch_size=2)
+    names = SHORT if far else list(LOCAL_TASKS)
+    options: dict[str, Any] = {"data": data, "far": far, "hay": HAY}
+    assert_same(
+        list(run_harness(theirs, "theirs", names, **options)),
+        list(run_harness(model, "ours", names, batch_size=3, **options)),
+    )
+    if not far:
+        asked = [
+            Instance("generate_until", {}, (prompt, {"until": until, "max_gen_toks": 12}), 0)
+            for prompt in ("A cache keeps", "Numbers such as")
+            for until in ([], [" "], ["e", "\n"])
+        ]
+        found = ZooLM(model, batch_size=2).generate_until(asked, True)
+        assert found == theirs.generate_until(asked, True)
+
+
+def real_data() -> Path:
+    for folder in (Path(__file__).parents[2] / "shared" / "data", Path("data")):
+        if (folder / "eval" / "hellaswag.jsonl.xz").is_file():
+            return folder
+    pytest.skip("needs the evaluation files")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("far", [0, 300])
+def test_smollm2_scores_as_with_the_harness_own(far: int, tmp_path: Path) -> None:
+    folder = real_data()
+    torch.set_num_threads(2)
+    model = zoo.load("smollm2-135m-instruct", device="cpu")
+    zoo.save(model, tmp_path / "saved")
+    theirs = hf_lm(tmp_path / "saved", batch_size=4)
+    options: dict[str, Any] = {"data": folder, "far": far, "limit": 4 if far else 16}
+    one = list(run_harness(theirs, "theirs", SHORT, **options))
+    other = list(run_harness(model, "ours", SHORT, batch_size=4, **options))
+    assert_same(one, other)
+    assert len({outcome.value for outcome in other if outcome.metric == "acc"}) == 2

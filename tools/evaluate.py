@@ -1,0 +1,254 @@
+"""`zoo evaluate`: models on tasks that others know, scored item by item."""
+
+import gc
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tools.display import print_json, print_table, progress
+from tools.entry import command_line, run_command
+from tools.measurement import implementation, model_case
+from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
+from tools.options import BatchSize, Json, Out, with_options
+from tools.results import append_result, check_appendable, device_name
+
+if TYPE_CHECKING:
+    from tools.evaluation.jobs import Job
+    from tools.evaluation.outcome import Score
+    from tools.evaluation.recall.fillers import Filler
+    from tools.evaluation.report import Column
+    from tools.evaluation.suite import Settings
+    from zoo import CausalLM
+
+_LIST = "list"
+
+
+@with_options
+def evaluate(
+    source: SourceOptions,
+    runtime: RuntimeOptions,
+    attention: AttentionOptions,
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="NAME...", help="Models, see `zoo list`.")
+    ] = None,
+    tasks: Annotated[
+        str,
+        typer.Option(metavar="TASK,TASK", help="Names of tasks and groups; `list` prints them."),
+    ] = "recall",
+    show: Annotated[bool, typer.Option("--list", help="Print the tasks and exit.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the files of tasks are.")
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--context",
+            metavar="TOKENS",
+            help="Of a generated prompt, answer included; may be repeated.",
+            show_default="1024 and 2048; squad 4096, too",
+        ),
+    ] = None,
+    n: Annotated[
+        int, typer.Option("--n", help="Prompts per context and size, or wording and filler.")
+    ] = 200,
+    limit: Annotated[
+        int | None, typer.Option(help="At most so many items; recorded in the results.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of everything that is drawn.")] = 0,
+    split: Annotated[
+        Literal["search", "judge", "all"],
+        typer.Option(help="The half of the wordings and fillers."),
+    ] = "judge",
+    search_text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prose of the search half.", show_default="generated"),
+    ] = None,
+    judge_text: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Prose of the judge half.", show_default="generated"),
+    ] = None,
+    far: Annotated[
+        int,
+        typer.Option(
+            metavar="TOKENS",
+            help="Score the harness's tasks behind so much unrelated text, too; 0: do not.",
+        ),
+    ] = 1024,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Of the loss by position.", show_default="WikiText-2 of --data"
+        ),
+    ] = None,
+    log_likelihood: Annotated[
+        bool, typer.Option(help="Also give that of the expected answers.")
+    ] = True,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Use torch.compile; pays off on a GPU.")
+    ] = False,
+    batch_size: BatchSize = 16,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl",
+            help="Append every item's outcome; the same command goes on from there after a kill.",
+        ),
+    ] = None,
+    json: Json = False,
+    out: Out = None,
+) -> None:
+    """Scores models on tasks, one model after the other, and prints their scores side by side.
+
+    A recall task is void for the others where a model with full attention scores below 0.5.
+    """
+    from tools.evaluation.suite import Settings, check_contexts, check_tasks, choose_tasks
+
+    wanted = [task.strip() for task in tasks.split(",") if task.strip()]
+    if show or wanted == [_LIST]:
+        _print_tasks()
+        return
+    if not names:
+        raise ValueError("name at least one model, see `zoo list`; --list prints the tasks")
+    chosen = choose_tasks(wanted)
+    settings = Settings(
+        data=data,
+        contexts=None if not context else tuple(sorted(set(context))),
+        n=n,
+        limit=limit,
+        seed=seed,
+        split=split,
+        batch_size=batch_size,
+        far=far,
+        compile=compile,
+        log_likelihood=log_likelihood,
+        search_text=_filler(search_text),
+        judge_text=_filler(judge_text),
+        text=text,
+    )
+    check_tasks(chosen, settings)
+    for path in (out, samples):
+        check_appendable(path)
+    from zoo.description import describe
+
+    for name in names:
+        check_contexts(
+            name, describe(name, revision=source.revision, weights=source.weights), settings
+        )
+
+    from tools.evaluation.report import print_scores
+
+    columns = []
+    for name in names:
+        model = load_model(name, source, attention, runtime)
+        columns.append(_evaluate(model, name, chosen, settings, runtime, samples, out, json))
+        del model
+        _free()
+    if not json:
+        print_scores(columns)
+
+
+def _evaluate(
+    model: "CausalLM",
+    name: str,
+    tasks: Sequence[str],
+    settings: "Settings",
+    runtime: RuntimeOptions,
+    samples: Path | None,
+    out: Path | None,
+    json: bool,
+) -> "Column":
+    """Runs one model's tasks; writes the rows of each as soon as it is complete."""
+    from tools.evaluation.jobs import jobs
+    from tools.evaluation.record import Record
+    from tools.evaluation.report import Column, run_job, score_key
+
+    longest = min(model.config.max_position_embeddings, max(settings.contexts or (2048,)))
+    impl = implementation(model, runtime.impl, longest)
+    case = model_case(name, model)
+    own = {"impl": impl, "device": device_name(model.device), "seed": settings.seed}
+    found: dict[tuple[str, str, str, str], Score] = {}
+    with Record(samples, name, case | own) as record:
+        for task in tasks:
+            for job in jobs(task, model, name, settings):
+                with progress(f"{name}: {job.title}", job.total) as advance:
+                    scores = run_job(job, record, advance)
+                found |= {score_key(x): x for x in scores}
+                rows = [(_case(case, job, x, settings), x) for x in scores]
+                if json:
+                    for row, x in rows:
+                        values = {"metric": x.metric, "value": x.value, "error": x.error}
+                        print_json(row | values)
+                if out is not None:
+                    _write(out, rows, impl, model, resumed=samples is not None)
+    full = set(model.config.layer_types) == {"full_attention"}
+    return Column(name=name, full=full, scores=found)
+
+
+def _case(
+    model: dict[str, object], job: "Job", score: "Score", settings: "Settings"
+) -> dict[str, object]:
+    case = model | {"task": score.task, "cell": dict(score.cell)} | dict(job.case)
+    case |= {"n": score.n, "seed": settings.seed, "batch": settings.batch_size}
+    return case if settings.limit is None else case | {"limit": settings.limit}
+
+
+def _write(
+    out: Path,
+    rows: "Sequence[tuple[dict[str, object], Score]]",
+    impl: str,
+    model: "CausalLM",
+    *,
+    resumed: bool,
+) -> None:
+    from tools.evaluation.report import row_text, rows_there
+
+    # A run that was killed had written the rows of what it had completed.
+    there = rows_there(out) if resumed else set()
+    for case, score in rows:
+        if row_text(case, impl, score.metric, score.value) in there:
+            continue
+        append_result(
+            out,
+            bench="evaluate",
+            case=case,
+            impl=impl,
+            metric=score.metric,
+            value=score.value,
+            unit="nats" if score.metric == "log_likelihood" else "",
+            spread=score.error,
+            device=model.device,
+            command=command_line(),
+        )
+
+
+def _print_tasks() -> None:
+    from tools.evaluation.suite import descriptions, groups
+
+    rows = [[name, text] for name, text in descriptions().items()]
+    rows += [[name, f"a group: {', '.join(tasks)}"] for name, tasks in groups().items()]
+    print_table(["task", "what it asks"], rows)
+
+
+def _filler(path: Path | None) -> "Filler | None":
+    if path is None:
+        return None
+    from tools.evaluation.recall.fillers import Filler
+    from tools.text_files import read_text
+
+    return Filler(name=path.name, text=read_text(path))
+
+
+def _free() -> None:
+    """Gives a model's memory back before the next one is loaded."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(evaluate, "evaluate"))

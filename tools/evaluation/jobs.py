@@ -1,0 +1,179 @@
+"""jobs: what a task means for a model, as things that are scored and reported together.
+
+They are a recall task; a task of the harness as published, or behind unrelated text; the loss by
+position.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tools.evaluation.outcome import Outcome
+from tools.evaluation.recall import RECALL
+from tools.evaluation.recall.fillers import prose_fillers, repeated_fillers
+from tools.evaluation.recall.request import Request
+from tools.evaluation.record import Key, cell_text, key_of
+from tools.evaluation.suite import HUB, POSITIONS, Settings, check_contexts, position_text
+
+if TYPE_CHECKING:
+    from zoo import CausalLM
+
+Advance = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One thing to score.
+
+    Attributes:
+        title: for the progress bar.
+        total: items, where that is known.
+        run: gives the outcomes that are not among `done`, and calls `advance` with items.
+        covers: whether an outcome of an earlier run belongs to this job.
+        reports: parts of the cell to report by; (): the whole cell.
+        case: what its rows say of it.
+    """
+
+    title: str
+    total: int | None
+    run: Callable[[Set[Key], Advance], Iterator[Outcome]]
+    covers: Callable[[Outcome], bool]
+    reports: tuple[tuple[str, ...], ...]
+    case: Mapping[str, object]
+
+
+def jobs(task: str, model: "CausalLM", name: str, settings: Settings) -> Iterator[Job]:
+    """What a task means for a model.
+
+    Raises:
+        ValueError: the model cannot do it, or a file or filler is too short or broken.
+    """
+    check_contexts(name, model.config, settings)
+    if task in RECALL:
+        yield _recall_job(task, model, name, settings)
+    elif task == POSITIONS:
+        yield _position_job(model, settings)
+    else:
+        from tools.evaluation.harness import LONG_TASKS
+
+        yield _harness_job(task, 0, model, name, settings)
+        if settings.far and task not in LONG_TASKS and not task.startswith(HUB):
+            yield _harness_job(task, settings.far, model, name, settings)
+
+
+def _contexts(task: str, model: "CausalLM", settings: Settings) -> tuple[int, ...]:
+    if settings.contexts is not None:
+        return settings.contexts
+    longest = model.config.max_position_embeddings
+    own = tuple(context for context in RECALL[task].contexts if context <= longest)
+    return own or (longest,)
+
+
+def _recall_job(task: str, model: "CausalLM", name: str, settings: Settings) -> Job:
+    from tools.evaluation.generating import ModelWriter, run_samples
+
+    if model.tokenizer is None:
+        raise ValueError(f"{task} needs a tokenizer, which {name} does not have")
+    n = settings.n if settings.limit is None else min(settings.n, settings.limit)
+    repeated = repeated_fillers(settings.split)
+    prose = prose_fillers(settings.split, settings.search_text, settings.judge_text)
+    request = Request(
+        tokenizer=model.tokenizer,
+        contexts=_contexts(task, model, settings),
+        n=n,
+        seed=settings.seed,
+        split=settings.split,
+        repeated=repeated,
+        prose=prose,
+        data=settings.data,
+    )
+    samples = list(RECALL[task].draw(request))
+    names = {(sample.task, cell_text(sample.cell), sample.item) for sample in samples}
+    metrics = ("accuracy", "log_likelihood") if settings.log_likelihood else ("accuracy",)
+
+    def run(done: Set[Key], advance: Advance) -> Iterator[Outcome]:
+        return run_samples(
+            ModelWriter(model, compile=settings.compile),
+            samples,
+            batch_size=settings.batch_size,
+            log_likelihood=settings.log_likelihood,
+            done=done,
+            advance=advance,
+        )
+
+    def covers(outcome: Outcome) -> bool:
+        return outcome.metric in metrics and key_of(outcome)[:3] in names
+
+    return Job(
+        title=task,
+        total=len(samples),
+        run=run,
+        covers=covers,
+        reports=RECALL[task].reports,
+        case={"split": settings.split, "fillers": [x.name for x in (*repeated, *prose)]},
+    )
+
+
+def _harness_job(task: str, far: int, model: "CausalLM", name: str, settings: Settings) -> Job:
+    from tools.evaluation.harness import count_items, run_harness
+
+    hub = task.startswith(HUB)
+    bare = task.removeprefix(HUB)
+    data = None if hub else settings.data
+    cell = cell_text({"far": far})
+
+    def run(done: Set[Key], advance: Advance) -> Iterator[Outcome]:
+        return run_harness(
+            model,
+            name,
+            [bare],
+            data=data,
+            far=far,
+            limit=settings.limit,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            done={(t, item, metric) for t, where, item, metric in done if where == cell},
+            advance=advance,
+        )
+
+    def covers(outcome: Outcome) -> bool:
+        within = settings.limit is None or int(outcome.item) < settings.limit
+        return outcome.task == bare and cell_text(outcome.cell) == cell and within
+
+    return Job(
+        title=f"{task} behind {far} tokens" if far else task,
+        total=None if data is None else count_items([bare], data, settings.limit),
+        run=run,
+        covers=covers,
+        reports=(),
+        case={},
+    )
+
+
+def _position_job(model: "CausalLM", settings: Settings) -> Job:
+    from tools.evaluation.positions import position_outcomes
+    from tools.text_files import read_text
+
+    path = position_text(settings)
+    window = max(settings.contexts or (min(2048, model.config.max_position_embeddings),))
+    windows = 16 if settings.limit is None else min(16, settings.limit)
+
+    def run(done: Set[Key], advance: Advance) -> Iterator[Outcome]:
+        del done  # one pass over a text, which is short
+        return position_outcomes(
+            model,
+            read_text(path),
+            window=window,
+            windows=windows,
+            batch_size=settings.batch_size,
+            advance=advance,
+        )
+
+    return Job(
+        title=POSITIONS,
+        total=windows,
+        run=run,
+        covers=lambda outcome: False,
+        reports=(),
+        case={"text": path.name, "window": window, "windows": windows},
+    )
