@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from tests.command_line import ENVIRONMENT, ROOT, Run, assert_mistake, run, save
+from tests.harness_inputs import write_data
 from tests.tiny import hf_config, mixed
 from tools.evaluation.generating import ModelWriter
 from tools.evaluation.outcome import Outcome, Score
@@ -44,6 +46,11 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "prose.txt"
     path.write_text(" ".join(f"Sentence {i} says little." for i in range(200)), encoding="utf-8")
     return path
+
+
+def checked(text: Path) -> str:
+    """A text's name in results."""
+    return f"{text.name}-{zlib.crc32(text.read_bytes()):08x}"
 
 
 def evaluate(*arguments: object) -> Run:
@@ -91,7 +98,7 @@ def test_rows_and_samples_say_what_was_measured(folder: Path, text: Path, tmp_pa
     assert case["task"] == "needle"
     assert case["cell"] == {"context": 512}
     assert (case["seed"], case["limit"], case["n"]) == (7, 2, 12)  # 2 of each of 6 wordings
-    assert (case["split"], case["fillers"]) == ("judge", ["river", "prose.txt"])
+    assert (case["split"], case["fillers"]) == ("judge", ["river", checked(text)])
     assert case["layers"] == {
         "eva_attention": "0",
         "full_attention": "1",
@@ -253,6 +260,56 @@ def test_where_full_attention_fails_the_others_are_void(
     assert "void" not in capsys.readouterr().out
 
 
+def test_another_text_of_the_same_name_is_not_taken_for_the_first(
+    full: Path, text: Path, tmp_path: Path
+) -> None:
+    samples, names = tmp_path / "samples", []
+    for folder in ("a", "b"):
+        other = tmp_path / folder / text.name
+        other.parent.mkdir()
+        other.write_text(f"{folder}. {text.read_text(encoding='utf-8')}", encoding="utf-8")
+        evaluate(full, *KEYS, "--n", 1, "--judge-text", other, "--samples", samples)
+        names.append(checked(other))
+    found = [row["cell"] for row in rows_of(samples) if row["metric"] == "accuracy"]
+    assert [cell["filler"] for cell in found if isinstance(cell, dict)] == names
+
+
+def test_a_row_of_another_device_is_another_row(full: Path, text: Path, tmp_path: Path) -> None:
+    out, samples = tmp_path / "out", tmp_path / "samples"
+    files = ("--judge-text", text, "--out", out, "--samples", samples)
+    evaluate(full, *KEYS, "--n", 1, *files)
+    rows = rows_of(out)
+    out.write_text(
+        "".join(json.dumps(row | {"device": "another"}) + "\n" for row in rows), encoding="utf-8"
+    )
+    evaluate(full, *KEYS, "--n", 1, *files)
+    assert len(rows_of(out)) == 2 * len(rows)
+
+
+def test_a_limit_holds_for_tasks_of_the_harness_beside_recall(
+    full: Path, text: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs the eval extra")
+    out, samples = tmp_path / "out", tmp_path / "samples"
+    tasks = ("--tasks", "multikey,piqa,positions", "--data", write_data(tmp_path), "--text", text)
+    files = ("--judge-text", text, "--out", out, "--samples", samples)
+    arguments = (full, *tasks, "--context", CONTEXT, "--n", 2, "--far", 8, *files)
+    evaluate(*arguments, "--limit", 1)
+    rows = rows_of(out)
+    for row in rows:
+        case = row["case"]
+        assert isinstance(case, dict)
+        assert (case["limit"], case["n"], case["seed"]) == (1, 1, 0)
+    assert {row["case"]["task"] for row in rows if isinstance(row["case"], dict)} == {
+        *("multikey", "piqa", "loss_by_position", "repeated_ngrams")
+    }
+    evaluate(*arguments, "--limit", 1)
+    assert rows_of(out) == rows
+    evaluate(*arguments, "--limit", 2)
+    limits = [row["case"]["limit"] for row in rows_of(out) if isinstance(row["case"], dict)]
+    assert limits.count(2) > limits.count(1) == len(rows)
+
+
 def test_models_of_one_command_stand_side_by_side(folder: Path, full: Path, text: Path) -> None:
     shown = evaluate(full, folder, *NEEDLES, "--n", 1, "--judge-text", text).out
     header, *_ = shown.splitlines()
@@ -268,7 +325,11 @@ def test_models_of_one_command_stand_side_by_side(folder: Path, full: Path, text
     ("arguments", "what"),
     [
         (("--tasks", "nedle"), "there is no task 'nedle'"),
+        (("--tasks", ""), "name at least one task"),
         (("--tasks", "squad"), "--data"),
+        (("--tasks", "positions"), "--text"),
+        (("--tasks", "positions", "--text", "/no/such"), "there is no file /no/such"),
+        (("--tasks", "kv", "--out", "same", "--samples", "./same"), "name two files"),
         (("--tasks", "kv", "--n", 0), "n must be at least 1, not 0"),
         (("--tasks", "kv", "--limit", 0), "limit must be at least 1, not 0"),
         (("--tasks", "kv", "--context", 641), "641 exceeds"),
@@ -277,7 +338,21 @@ def test_models_of_one_command_stand_side_by_side(folder: Path, full: Path, text
         (("--tasks", "kv", "--out", "/no/such/folder/x"), "/no/such/folder"),
         (("--tasks", "kv", "--data", "/no/such", "--judge-text", "/no/such"), "No such file"),
     ],
-    ids=["task", "data", "n", "limit", "context", "batch", "short", "out", "text"],
+    ids=[
+        "task",
+        "none",
+        "data",
+        "words",
+        "file",
+        "same",
+        "n",
+        "limit",
+        "context",
+        "batch",
+        "short",
+        "out",
+        "text",
+    ],
 )
 def test_a_mistake_is_one_line(folder: Path, arguments: tuple[object, ...], what: str) -> None:
     assert_mistake(run("evaluate", folder, *arguments), what)

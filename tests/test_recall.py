@@ -290,6 +290,11 @@ def test_a_long_document_loses_its_beginning(tmp_path: Path) -> None:
     (sample,) = draw("fda", tmp_path, contexts=(500,))
     assert len(sample.prompt_ids) == 500 - sample.max_new_tokens
     assert TOKENIZER.decode(sample.prompt_ids).endswith("Model: K-12\nModel:")
+    # Where another part is left, it is another item.
+    items = {draw("fda", tmp_path, contexts=(size,))[0].item for size in (500, 600, 6000, 7000)}
+    assert len(items) == 3
+    with pytest.raises(ValueError, match="choose a greater context for fda"):
+        draw("fda", tmp_path, contexts=(48,))
 
 
 def test_a_missing_file_and_a_record_without_a_field_are_mistakes(tmp_path: Path) -> None:
@@ -300,6 +305,35 @@ def test_a_missing_file_and_a_record_without_a_field_are_mistakes(tmp_path: Path
     write(tmp_path / "fda.jsonl", [{"text": "a", "key": "b"}])
     with pytest.raises(ValueError, match=r"fda\.jsonl, line 1: expected an object with 'value'"):
         draw("fda", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("task", "record", "what"),
+    [
+        ("squad", {"qas": [{"id": "1", "question": "?", "answers": []}]}, "question '1' has no"),
+        ("squad", {"qas": [{"id": "1", "question": "?", "answers": ["a", " "]}]}, "empty one"),
+        ("squad", {"qas": [{"id": "1", "question": "?"}]}, "KeyError: 'answers'"),
+        ("kv_uuid", {"records": []}, "no pairs"),
+        ("kv_uuid", {"records": [["a", ""]]}, "no pairs, or an empty one"),
+        ("kv_uuid", {"records": [1]}, "TypeError"),
+    ],
+)
+def test_a_record_that_cannot_be_asked_about_is_a_mistake(
+    task: str, record: dict[str, object], what: str, tmp_path: Path
+) -> None:
+    name = RECALL[task].file
+    write(tmp_path / f"{name}.jsonl", [{"title": "a", "context": "b"} | record])
+    with pytest.raises(ValueError, match=rf"{name}\.jsonl, line 1: no such record \(.*{what}"):
+        draw(task, tmp_path)
+
+
+def test_an_empty_value_which_every_text_contains_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    values = ("K-12", " ", "K-13")
+    write(tmp_path / "fda.jsonl", [{"text": "a", "key": "b", "value": x} for x in values])
+    assert [sample.answers for sample in draw("fda", tmp_path)] == [("K-12",), ("K-13",)]
+    assert "record 1 has an empty value" in caplog.text
 
 
 def test_a_prompt_too_short_for_what_it_must_hold_is_a_mistake() -> None:

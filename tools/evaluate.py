@@ -2,6 +2,7 @@
 
 import gc
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -129,6 +130,8 @@ def evaluate(
         text=text,
     )
     check_tasks(chosen, settings)
+    if out is not None and samples is not None and out.resolve() == samples.resolve():
+        raise ValueError(f"--out and --samples are both {out}; name two files")
     for path in (out, samples):
         check_appendable(path)
     from zoo.description import describe
@@ -207,8 +210,9 @@ def _write(
 
     # A run that was killed had written the rows of what it had completed.
     there = rows_there(out) if resumed else set()
+    device = device_name(model.device)
     for case, score in rows:
-        if row_text(case, impl, score.metric, score.value) in there:
+        if row_text(case, impl, score.metric, score.value, device) in there:
             continue
         append_result(
             out,
@@ -238,7 +242,9 @@ def _filler(path: Path | None) -> "Filler | None":
     from tools.evaluation.recall.fillers import Filler
     from tools.text_files import read_text
 
-    return Filler(name=path.name, text=read_text(path))
+    text = read_text(path)
+    # Outcomes with another text of the same name must not be taken for those with this one.
+    return Filler(name=f"{path.name}-{zlib.crc32(text.encode()):08x}", text=text)
 
 
 def _free() -> None:

@@ -137,8 +137,9 @@ def _harness_job(task: str, far: int, model: "CausalLM", name: str, settings: Se
         )
 
     def covers(outcome: Outcome) -> bool:
-        within = settings.limit is None or int(outcome.item) < settings.limit
-        return outcome.task == bare and cell_text(outcome.cell) == cell and within
+        if outcome.task != bare or cell_text(outcome.cell) != cell:
+            return False
+        return settings.limit is None or int(outcome.item) < settings.limit
 
     return Job(
         title=f"{task} behind {far} tokens" if far else task,

@@ -123,12 +123,14 @@ def rows_there(path: Path) -> set[str]:
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)
-            rows.add(row_text(row["case"], row["impl"], row["metric"], row["value"]))
+            rows.add(
+                row_text(row["case"], row["impl"], row["metric"], row["value"], row["device"])
+            )
         except (ValueError, KeyError, TypeError):
             continue
     return rows
 
 
-def row_text(case: Mapping[str, object], impl: str, metric: str, value: float) -> str:
+def row_text(case: Mapping[str, object], impl: str, metric: str, value: float, device: str) -> str:
     """What tells rows of a results file apart that measure the same."""
-    return json.dumps([dict(case), impl, metric, value], sort_keys=True)
+    return json.dumps([dict(case), impl, metric, value, device], sort_keys=True)

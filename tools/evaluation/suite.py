@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 POSITIONS = "positions"
 HUB = "hub:"
-_WIKITEXT = "wikitext2_raw_test.txt.xz"
+_WIKITEXT = "wikitext2_raw_test"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +83,10 @@ def choose_tasks(names: Sequence[str]) -> list[str]:
     """The tasks that `names`, groups among them, stand for, each once.
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: there is no such task, or no name.
     """
+    if not names:
+        raise ValueError("name at least one task; --list prints them")
     known, together = descriptions(), groups()
     chosen: dict[str, None] = {}
     for name in names:
@@ -113,11 +115,16 @@ def check_tasks(tasks: Sequence[str], settings: Settings) -> None:
         file = RECALL[task].file if task in RECALL else None
         if file is not None:
             find_file(settings.data, file, task)
+        elif task.startswith(HUB):
+            from tools.evaluation.harness import check_installed
+
+            check_installed()
         elif task in harness_tasks():
             if settings.data is None:
                 raise ValueError(f"{task} reads a local file: name its folder with --data")
-            from tools.evaluation.harness import count_items
+            from tools.evaluation.harness import check_installed, count_items
 
+            check_installed()
             count_items([task], settings.data)
         elif task == POSITIONS:
             position_text(settings)
@@ -143,9 +150,9 @@ def position_text(settings: Settings) -> Path:
         ValueError: there is none.
     """
     if settings.text is not None:
+        if not settings.text.is_file():
+            raise ValueError(f"there is no file {settings.text}; give --text another one")
         return settings.text
-    folders = () if settings.data is None else (settings.data, settings.data / "eval")
-    for folder in folders:
-        if (folder / _WIKITEXT).is_file():
-            return folder / _WIKITEXT
-    raise ValueError(f"{POSITIONS} needs a text: give --text, or --data with {_WIKITEXT}")
+    if settings.data is None:
+        raise ValueError(f"{POSITIONS} needs a text: give --text, or --data with {_WIKITEXT}.txt")
+    return find_file(settings.data, _WIKITEXT, POSITIONS, ".txt")

@@ -62,11 +62,7 @@ def run_harness(
         ValueError: in one line: the harness is not installed, an unknown task, a missing file,
             a task that takes no text before it, or more text than the model can read.
     """
-    if importlib.util.find_spec("lm_eval") is None:
-        raise ValueError(
-            "these tasks need lm-evaluation-harness, which is missing: "
-            "pip install 'flasheva-zoo[eval]'"
-        )
+    check_installed()
     for what, number, least in (
         ("far", far, 0),
         ("limit", limit, 1),
@@ -96,6 +92,15 @@ def run_harness(
     for task_name, task in loaded.items():
         run = TaskRun(lm, name, task_name, task, far=far, passages=passages, done=done)
         yield from run.outcomes(limit, max(16, 4 * batch_size), advance)
+
+
+def check_installed() -> None:
+    """Raises ValueError unless lm-evaluation-harness is there; imports nothing."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError(
+            "these tasks need lm-evaluation-harness, which is missing: "
+            "pip install 'flasheva-zoo[eval]'"
+        )
 
 
 def count_items(tasks: Sequence[str], data: Path, limit: int | None = None) -> int:

@@ -4,15 +4,13 @@ Files have one JSON object a line, with `choices` and the index `label` of the r
 arc_*, openbookqa may say which `split` they are of. WikiText is one text.
 """
 
-import gzip
 import json
-import lzma
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
-from tools.text_files import read_text
+from tools.evaluation.recall.files import find_file
+from tools.text_files import read_lines, read_text
 
 Row = Mapping[str, object]
 
@@ -162,11 +160,13 @@ def read_rows(name: str, data: Path) -> list[dict[str, object]]:
         ValueError: in one line, a file that is missing, or a line that is not such a row.
     """
     task = TASKS[name]
-    path = find_file(name, data)
+    path = find_file(data, task.stem, name, ".txt" if task.text else ".jsonl")
     if task.text:
         return [{"page": page} for page in pages(read_text(path))]
     rows = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path).split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             row = json.loads(line)
             if row.get("split", task.split) == task.split:
@@ -178,25 +178,6 @@ def read_rows(name: str, data: Path) -> list[dict[str, object]]:
     if not rows:
         raise ValueError(f"{path} has no row of the {task.split} split, which {name} scores")
     return rows
-
-
-def find_file(name: str, data: Path) -> Path:
-    """The file of a task in a folder, or in `eval` there.
-
-    Raises:
-        ValueError: there is none.
-    """
-    task = TASKS[name]
-    suffix = ".txt" if task.text else ".jsonl"
-    names = [task.stem + suffix + packed for packed in (".xz", ".gz", "")]
-    for folder in (data, data / "eval"):
-        for file in names:
-            if (folder / file).is_file():
-                return folder / file
-    raise ValueError(
-        f"{name} needs {data / names[0]} (or {', '.join(names[1:])}), which is not there; give "
-        "the folder that has it, or leave the task out"
-    )
 
 
 def pages(text: str) -> Iterator[str]:
@@ -213,23 +194,3 @@ def pages(text: str) -> Iterator[str]:
             page = []
         page.append(line)
     yield "\n".join(page)
-
-
-def _lines(path: Path) -> Iterator[str]:
-    try:
-        with _open(path) as file:
-            yield from (line for line in file if line.strip())
-    except (lzma.LZMAError, gzip.BadGzipFile, EOFError) as error:
-        raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 text (at byte {error.start})") from None
-
-
-def _open(path: Path) -> IO[str]:
-    match path.suffix:
-        case ".xz":
-            return lzma.open(path, "rt", encoding="utf-8")
-        case ".gz":
-            return gzip.open(path, "rt", encoding="utf-8")
-        case _:
-            return path.open(encoding="utf-8")

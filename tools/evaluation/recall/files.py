@@ -1,38 +1,43 @@
 """read_records: the user's files of a data folder, JSON lines, compressed or not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import TypeVar
 
 from tools.text_files import read_lines
 
-_ENDS = (".jsonl", ".jsonl.xz", ".jsonl.gz", ".jsonl.zst")
+Parsed = TypeVar("Parsed")
+
+_PACKED = ("", ".xz", ".gz", ".zst")
 
 
-def find_file(data: Path | None, stem: str, task: str) -> Path:
-    """The file of this name in the data folder, or in `eval` there.
+def find_file(data: Path | None, stem: str, task: str, end: str = ".jsonl") -> Path:
+    """The file of this name in the data folder, or in `eval` there, compressed or not.
 
     Raises:
         ValueError: no folder is given, or it has no such file.
     """
     if data is None:
-        raise ValueError(f"{task} reads {stem}.jsonl: name its folder with --data")
+        raise ValueError(f"{task} reads {stem}{end}: name its folder with --data")
     for folder in (data, data / "eval"):
-        for end in _ENDS:
-            if (folder / f"{stem}{end}").is_file():
-                return folder / f"{stem}{end}"
-    raise ValueError(f"{task} needs {stem}.jsonl, or that with .xz, .gz or .zst, in {data}")
+        for packed in _PACKED:
+            if (folder / f"{stem}{end}{packed}").is_file():
+                return folder / f"{stem}{end}{packed}"
+    raise ValueError(f"{task} needs {stem}{end}, or that with .xz, .gz or .zst, in {data}")
 
 
-def read_records(path: Path, fields: Sequence[str]) -> list[dict[str, object]]:
-    """The objects of a file of JSON lines.
+def read_records(
+    path: Path, fields: Sequence[str], parse: Callable[[Mapping[str, object]], Parsed]
+) -> list[Parsed]:
+    """What `parse` makes of the objects of a file of JSON lines.
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: in one line, a file that is damaged or lacks one of the `fields`.
+        ValueError: in one line, a file that is damaged, lacks one of the `fields`, or holds
+            something that `parse` cannot read.
     """
-    records = []
+    records: list[Parsed] = []
     for number, line in enumerate(read_lines(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -43,7 +48,12 @@ def read_records(path: Path, fields: Sequence[str]) -> list[dict[str, object]]:
         missing = [f for f in fields if not isinstance(value, dict) or f not in value]
         if missing:
             raise ValueError(f"{path}, line {number}: expected an object with {missing[0]!r}")
-        records.append(cast("dict[str, object]", value))
+        try:
+            records.append(parse(value))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"{path}, line {number}: no such record ({type(error).__name__}: {error})"
+            ) from None
     if not records:
         raise ValueError(f"{path} holds no record")
     return records

@@ -1,6 +1,7 @@
 """FDA, SWDE and the UUIDs of "Lost in the Middle": tasks that are read from the user's files."""
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
 from tools.evaluation.recall.files import find_file, read_records
@@ -10,6 +11,8 @@ from tools.evaluation.samples import Sample
 from tools.scoring.rows import Rows, start_ids
 
 UUID_FILE = "kv_retrieval_75"
+log = logging.getLogger("zoo")
+
 _NEW_TOKENS = 48  # as lm-evaluation-harness has it for both
 
 
@@ -28,19 +31,33 @@ def _extraction(task: str, request: Request) -> Iterator[Sample]:
 
     A "text" ends where the value follows; "key" says what it is, "value" is looked for in what
     the model writes. As lm-evaluation-harness does, a text loses its beginning where it is longer
-    than the greatest of the contexts.
+    than the greatest of the contexts; the item's name then says how much is left.
+
+    Raises:
+        ValueError: the file is broken, or no context has room for an answer.
     """
     path = find_file(request.data, task, task)
     longest = max(request.contexts)
     start, encode = start_ids(request.tokenizer), request.tokenizer.encode
-    for number, record in enumerate(read_records(path, ("text", "key", "value"))[: request.n]):
+    room = longest - _NEW_TOKENS - len(start)
+    if room < 1:
+        raise ValueError(
+            f"a context of {longest} tokens has no room for a document before the {_NEW_TOKENS} "
+            f"tokens of an answer; choose a greater context for {task}"
+        )
+    records = read_records(path, ("text", "key", "value"), dict)
+    for number, record in enumerate(records[: request.n]):
         value = str(record["value"])
+        if not value.strip():  # every text contains it
+            log.warning("%s: record %d has an empty value and is left out", path, number)
+            continue
         ids = encode(str(record["text"]).rstrip(), add_bos=False)
-        ids = ids[-(longest - _NEW_TOKENS - len(start)) :]
+        cut = f"-last{room}" if len(ids) > room else ""
+        ids = ids[-room:]
         yield Sample(
             task=task,
             cell={"context": "published"},
-            item=f"{number}-{record['key']}",
+            item=f"{number}-{record['key']}{cut}",
             prompt_ids=[*start, *ids],
             answer_ids=encode(f" {value}", add_bos=False),
             answers=(value,),
@@ -52,21 +69,19 @@ def _extraction(task: str, request: Request) -> Iterator[Sample]:
 def uuids(request: Request) -> Iterator[Sample]:
     """A JSON object of UUIDs, one value of which is asked for (arXiv 2307.03172): "whole".
 
-    The published file has 75 pairs; here are as many of each record's, the one that is asked for
-    among them, as fit into `context` with prose in the place of what is left over.
+    The published file has 75 pairs; here are as many of each record's as fit into `context`, with
+    prose in the place of what is left over. The pair at the depth is asked for, not the record's.
     """
-    records = read_records(
-        find_file(request.data, UUID_FILE, "kv_uuid"), ("key", "value", "records")
-    )
+    path = find_file(request.data, UUID_FILE, "kv_uuid")
+    records = read_records(path, ("records",), _pairs)
     form = json_form()
     for context in request.contexts:
         for filler in request.prose:
             rows = request.rows(filler, context)
-            for place, record in zip(
+            for place, given in zip(
                 request.places("kv_uuid", context, filler.name), records, strict=False
             ):
-                pairs = [(str(k), str(v)) for k, v in cast("list[list[str]]", record["records"])]
-                pairs = _fitting(rows, form, pairs, context)
+                pairs = _fitting(rows, form, given, context)
                 row, (_, value) = hide(rows, place, form, pairs)
                 yield Sample(
                     task="kv_uuid",
@@ -82,6 +97,13 @@ def uuids(request: Request) -> Iterator[Sample]:
                     max_new_tokens=_NEW_TOKENS,
                     match="whole",
                 )
+
+
+def _pairs(record: Mapping[str, object]) -> list[Pair]:
+    pairs = [(str(key), str(value)) for key, value in cast("list[list[str]]", record["records"])]
+    if not pairs or not all(key and value for key, value in pairs):
+        raise ValueError("no pairs, or an empty one")
+    return pairs
 
 
 def _fitting(rows: Rows, form: Form, pairs: Sequence[Pair], context: int) -> list[Pair]:

@@ -1,7 +1,7 @@
 """SQuAD: questions about a paragraph, alone and among other paragraphs."""
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -67,12 +67,19 @@ def squad(request: Request) -> Iterator[Sample]:
 
 def _read(request: Request) -> list[_Question]:
     path = find_file(request.data, FILE, "squad")
+    paragraphs = read_records(path, ("title", "context", "qas"), _questions)
+    return [question for paragraph in paragraphs for question in paragraph]
+
+
+def _questions(record: Mapping[str, object]) -> list[_Question]:
     questions = []
-    for record in read_records(path, ("title", "context", "qas")):
-        for qa in cast("list[dict[str, object]]", record["qas"]):
-            answers = dict.fromkeys(cast("list[str]", qa["answers"]))
-            texts = (str(record["title"]), str(record["context"]), str(qa["question"]).strip())
-            questions.append(_Question(str(qa["id"]), *texts, tuple(answers)))
+    for qa in cast("list[dict[str, object]]", record["qas"]):
+        answers = dict.fromkeys(cast("list[str]", qa["answers"]))
+        # Every text contains an empty answer.
+        if not answers or not all(answer.strip() for answer in answers):
+            raise ValueError(f"question {qa['id']!r} has no answer, or an empty one")
+        texts = (str(record["title"]), str(record["context"]), str(qa["question"]).strip())
+        questions.append(_Question(str(qa["id"]), *texts, tuple(answers)))
     return questions
 
 
