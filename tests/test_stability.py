@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from flasheva import EvaConfig
-from flasheva.api import Implementation
+from flasheva.choice import Implementation
 from flasheva.visibility import Positions, visible
 from tests.command_line import Run as Done
 from tests.command_line import assert_mistake, run

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.nn.utils import clip_grad_norm_
 
 from flasheva import EvaConfig, resolve_impl
-from flasheva.api import Implementation
+from flasheva.choice import Implementation
 from zoo.llama import Llama, LlamaConfig
 from zoo.weights.filling import fill_random
 
