@@ -33,15 +33,30 @@ class Beside:
 def beside(mlp: MLP, x: Tensor, ahead: Tensor) -> Beside:
     """Begins `mlp(x)`, x [B, T, E]: a step on a GPU at once, anything else when it is joined.
 
-    `ahead` is what the attention reads.
+    `ahead` is what the attention reads; it may be `x`.
     """
     return Beside(mlp, x, _begin_step(mlp, x, ahead) if _is_step(mlp, x) else None)
 
 
 def _is_step(mlp: MLP, x: Tensor) -> bool:
-    # Subclasses of Linear, such as adapters, do more than multiply with a weight.
-    plain = type(mlp.up_proj) is nn.Linear and type(mlp.down_proj) is nn.Linear
-    return x.is_cuda and x.shape[1] == 1 and plain and not torch.is_grad_enabled()
+    # Under autocast the output has another dtype than the op below says.
+    if not x.is_cuda or torch.is_grad_enabled() or torch.is_autocast_enabled("cuda"):
+        return False
+    return x.shape[1] == 1 and _is_plain(mlp)
+
+
+def _is_plain(mlp: nn.Module) -> bool:
+    # The op below sees weights only: no adapters, which subclass or replace modules, and no hooks.
+    if type(mlp) is not MLP or not _is_unhooked(mlp):
+        return False
+    up, down = mlp.up_proj, mlp.down_proj
+    if type(up) is not nn.Linear or type(down) is not nn.Linear:
+        return False
+    return _is_unhooked(up) and _is_unhooked(down)
+
+
+def _is_unhooked(module: nn.Module) -> bool:
+    return not module._forward_hooks and not module._forward_pre_hooks
 
 
 def _begin_step(mlp: MLP, x: Tensor, ahead: Tensor) -> Tensor:
@@ -54,9 +69,10 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-# Ops, because torch.compile knows no streams before torch 2.12. It may reorder what is
-# independent, so they claim not to be: to write what attention reads, and to read what it made.
-# What is read on the other stream stays alive until `join`, which takes it for that.
+# These are ops because torch.compile knows no streams before torch 2.12. It reorders what is
+# independent, so they claim more than they do: `_begin` that it writes what attention reads, and
+# `_join` that it reads what attention made and writes the MLP's output. `_join` takes `x` too, so
+# that its memory is not used again while the other stream may still read it.
 @torch.library.custom_op("layers::mlp_beside", mutates_args=("ahead",))
 def _begin(
     ahead: Tensor,
@@ -95,5 +111,12 @@ def _(
 
 @torch.library.custom_op("layers::join", mutates_args=("begun",))
 def _join(begun: Tensor, x: Tensor, after: Tensor) -> None:
-    if begun.is_cuda:
-        torch.cuda.current_stream(begun.device).wait_stream(_stream(begun.device))
+    if not begun.is_cuda:
+        return
+    with torch.cuda.device(begun.device):
+        stream = torch.cuda.current_stream()
+        stream.wait_stream(_stream(begun.device))
+        # The memory belongs to the other stream, which the next caller of `_begin` may write to,
+        # waiting for its own stream only. A graph has memory of its own, and one caller.
+        if not torch.cuda.is_current_stream_capturing():
+            begun.record_stream(stream)

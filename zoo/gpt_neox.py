@@ -128,6 +128,7 @@ class GPTNeoXBlock(nn.Module):
             x = x + self.attention(self.input_layernorm(x), rope, context)
             return x + self.mlp(self.post_attention_layernorm(x))
         y = self.input_layernorm(x)
+        # A step on a GPU computes the MLP meanwhile: it does not wait for attention.
         mlp = beside(self.mlp, self.post_attention_layernorm(x), ahead=y)
         attended = self.attention(y, rope, context)
         return x + attended + mlp.join(after=attended)

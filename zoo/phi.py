@@ -123,6 +123,7 @@ class PhiBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         y = self.input_layernorm(x)
+        # A step on a GPU computes the MLP meanwhile: it does not wait for attention.
         mlp = beside(self.mlp, y, ahead=y)
         attended = self.attention(y, rope, context)
         return x + attended + mlp.join(after=attended)
