@@ -87,17 +87,10 @@ def _samples(
                 rows = request.rows(filler, context)
                 for place in request.places(task, context, filler.name, size):
                     row, (_, value) = hide(rows, place, form, draw(place, size))
-                    yield Sample(
-                        task=task,
-                        cell={
-                            "context": context,
-                            "depth": place.bin,
-                            "size": size,
-                            "filler": filler.name,
-                        },
-                        item=place.item,
-                        prompt_ids=row.prompt_ids,
-                        answer_ids=row.answer_ids,
+                    yield place.sample(
+                        task,
+                        row,
+                        {"context": context, "size": size, "filler": filler.name},
                         answers=(value,),
                         max_new_tokens=max_new_tokens,
                         match=match,

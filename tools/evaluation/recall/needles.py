@@ -38,17 +38,10 @@ def _single(task: str, request: Request, fillers: Sequence[Filler]) -> Iterator[
                 for place in request.places(task, context, filler.name, name):
                     number = str(place.source.randrange(10_000, 100_000))
                     row = needle_row(rows, wording, number, place.depth, place.offset)
-                    yield Sample(
-                        task=task,
-                        cell={
-                            "context": context,
-                            "depth": place.bin,
-                            "wording": name,
-                            "filler": filler.name,
-                        },
-                        item=place.item,
-                        prompt_ids=row.prompt_ids,
-                        answer_ids=row.answer_ids,
+                    yield place.sample(
+                        task,
+                        row,
+                        {"context": context, "wording": name, "filler": filler.name},
                         answers=(number,),
                         max_new_tokens=5 + _MORE_TOKENS,
                         match="whole",
@@ -101,17 +94,10 @@ def _several(task: str, request: Request, size: int) -> Iterator[Sample]:
                 room = rows.room(*needles, question, answer)
                 inserts = [(int(depths[i] * room), needles[i]) for i in order]
                 row = rows.assemble(inserts, question, answer, place.offset)
-                yield Sample(
-                    task=task,
-                    cell={
-                        "context": context,
-                        "depth": place.bin,
-                        "size": size,
-                        "filler": filler.name,
-                    },
-                    item=place.item,
-                    prompt_ids=row.prompt_ids,
-                    answer_ids=row.answer_ids,
+                yield place.sample(
+                    task,
+                    row,
+                    {"context": context, "size": size, "filler": filler.name},
                     answers=tuple(values),
                     max_new_tokens=(9 if all_of_them else 0) * size + 7 + _MORE_TOKENS,
                     match="all" if all_of_them else "whole",

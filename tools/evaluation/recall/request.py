@@ -2,13 +2,14 @@
 
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tools.evaluation.recall.fillers import Filler, Split
-from tools.scoring.rows import Rows
+from tools.evaluation.samples import Match, Sample
+from tools.scoring.rows import Row, Rows
 
 if TYPE_CHECKING:
     from zoo import Tokenizer
@@ -92,4 +93,26 @@ class Place:
             bin=(number + 0.5) / DEPTH_BINS,
             offset=source.random(),
             source=source,
+        )
+
+    def sample(
+        self,
+        task: str,
+        row: Row,
+        cell: Mapping[str, object],
+        *,
+        answers: tuple[str, ...],
+        max_new_tokens: int,
+        match: Match,
+    ) -> Sample:
+        """What was hidden here, as a sample; its depth becomes part of the cell."""
+        return Sample(
+            task=task,
+            cell={**cell, "depth": self.bin},
+            item=self.item,
+            prompt_ids=row.prompt_ids,
+            answer_ids=row.answer_ids,
+            answers=answers,
+            max_new_tokens=max_new_tokens,
+            match=match,
         )

@@ -44,17 +44,10 @@ def variables(request: Request) -> Iterator[Sample]:
                         answer,
                         place.offset,
                     )
-                    yield Sample(
-                        task="variables",
-                        cell={
-                            "context": context,
-                            "depth": place.bin,
-                            "size": size,
-                            "filler": filler.name,
-                        },
-                        item=place.item,
-                        prompt_ids=row.prompt_ids,
-                        answer_ids=row.answer_ids,
+                    yield place.sample(
+                        "variables",
+                        row,
+                        {"context": context, "size": size, "filler": filler.name},
                         answers=tuple(mine),
                         max_new_tokens=8 * (size + 1),
                         match="all",
