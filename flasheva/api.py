@@ -144,7 +144,7 @@ def eva_attention_with_cache(
     else:
         attend = flex if chosen == "flex" else reference_attention
         out = attend(config, q, keys, values, k_rfa, v_rfa, bias, positions)
-    cache.write_window(k, v, length, count)
+    cache.write_window(k, v, length, count, after=out)
     return out
 
 

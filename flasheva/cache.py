@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from flasheva.config import EvaConfig
-from flasheva.storage import gather, replace_, rows, scatter_, storage_dtype
+from flasheva.storage import gather, readable, replace_, rows, scatter_, storage_dtype
 from flasheva.summary import SummaryMaps, query_sums, summarize, summary_dtype
 from flasheva.visibility import Positions
 
@@ -114,9 +114,8 @@ class EvaCache:
         slot = window % self.slots
         # A sink that is still in the ring counts once, as a sink.
         window = torch.where(window < sinks, -1, window)
-        old_k, old_v = gather(self.window_k, slot), gather(self.window_v, slot)
-        keys = torch.cat([self.sink_k.to(self.dtype), old_k.to(self.dtype), k], dim=2)
-        values = torch.cat([self.sink_v.to(self.dtype), old_v.to(self.dtype), v], dim=2)
+        keys = readable(self.sink_k, self.window_k, slot, k)
+        values = readable(self.sink_v, self.window_v, slot, v)
         k_rfa, v_rfa = (x[:, :, :-1].to(self.dtype) for x in (self.k_rfa, self.v_rfa))
         positions = Positions(query=new, key=torch.cat([sink, window, new], dim=1))
         return keys, values, k_rfa, v_rfa, positions
@@ -177,15 +176,18 @@ class EvaCache:
         slot = _latest(end, K, k.device)
         source = (slot - begin[:, None]).clamp(0, chunks * P - 1)
         fresh = (slot >= length[:, None]) & (slot >= 0)
-        replace_(self.q_sum, fresh, gather(running.flatten(2, 3), source))
+        replace_(self.q_sum, fresh, gather(running.flatten(2, 3), source), after=self.k_rfa)
 
-    def write_window(self, k: Tensor, v: Tensor, length: Tensor, count: Tensor) -> None:
+    def write_window(
+        self, k: Tensor, v: Tensor, length: Tensor, count: Tensor, *, after: Tensor
+    ) -> None:
         """Stores the new keys and values in the ring and among the sinks.
 
         Args:
             k, v: [B, G, T, D].
             length: int [B], tokens that the cache holds.
             count: int [B], how many of the T new tokens are real; padding is never written.
+            after: what attention gave for the new tokens.
         """
         last = k.shape[2] - 1
         slot = self._slot_positions(length + count)
@@ -196,8 +198,8 @@ class EvaCache:
         ):
             source = (position - length[:, None]).clamp(0, last)
             fresh = (position >= length[:, None]) & (position < (length + count)[:, None])
-            replace_(buffer_k, fresh, gather(k, source))
-            replace_(buffer_v, fresh, gather(v, source))
+            replace_(buffer_k, fresh, gather(k, source), after=after)
+            replace_(buffer_v, fresh, gather(v, source), after=after)
 
     def _slot_positions(self, length: Tensor) -> Tensor:
         return _latest(length, self.slots, length.device)

@@ -50,31 +50,68 @@ def gather(source: Tensor, index: Tensor) -> Tensor:
     return found.view(FLOAT8) if source.dtype == FLOAT8 else found
 
 
+def readable(sinks: Tensor, ring: Tensor, slot: Tensor, new: Tensor) -> Tensor:
+    """[B, G, S + L + T, D] in the dtype of `new`.
+
+    Args:
+        sinks: [B, G, S, D].
+        ring: [B, G, N, D].
+        slot: int [B, L], entries of the ring in order.
+        new: [B, G, T, D].
+    """
+    make = _readable_op if _is_traced_inference() else _readable
+    return make(sinks, ring, slot, new)
+
+
 def scatter_(target: Tensor, index: Tensor, x: Tensor) -> None:
     """Stores x [B, G, L, D] at int [B, L] along N of [B, G, N, D]."""
-    write = _scatter_op if torch.compiler.is_compiling() else _scatter_
+    write = _scatter_op if _is_traced_inference() else _scatter_
     write(target, index, stored(x, target.dtype))
 
 
-def replace_(target: Tensor, where: Tensor, x: Tensor) -> None:
-    """Stores x in place of `target` [B, G, N, D] at bool [B, N]."""
-    write = _replace_op if torch.compiler.is_compiling() else _replace_
-    write(target, where, stored(x, target.dtype))
+def replace_(target: Tensor, where: Tensor, x: Tensor, *, after: Tensor) -> None:
+    """Stores x in place of `target` [B, G, N, D] at bool [B, N].
+
+    `after` is what was computed before, from the old `target` perhaps, and is read later.
+    """
+    write = _replace_op if _is_traced_inference() else _replace_
+    write(target, where, stored(x, target.dtype), after)
+
+
+def _is_traced_inference() -> bool:
+    return torch.compiler.is_compiling() and not torch.is_grad_enabled()
+
+
+def _readable(sinks: Tensor, ring: Tensor, slot: Tensor, new: Tensor) -> Tensor:
+    return torch.cat([sinks.to(new.dtype), gather(ring, slot).to(new.dtype), new], dim=2)
 
 
 def _scatter_(target: Tensor, index: Tensor, x: Tensor) -> None:
     _bytes(target).scatter_(2, _index(index, target), _bytes(x))
 
 
-def _replace_(target: Tensor, where: Tensor, x: Tensor) -> None:
+def _replace_(target: Tensor, where: Tensor, x: Tensor, after: Tensor) -> None:
     old = _bytes(target)
     old.copy_(torch.where(rows(where), _bytes(x), old))
 
 
-# torch.compile makes a new tensor of what a graph writes in place, and copies all of them back at
-# its end: a second cache. It does not do so for what an op writes.
+# These are ops because of what torch.compile does with plain code. It makes a new tensor of what a
+# graph writes in place, and copies all of them back at its end: a second cache. It moves reads of
+# the old content behind a write, which then needs a copy; and writes to the end of the graph, and
+# what depends on the cache alone to its beginning, where the tensors of all layers are in memory
+# together. So `_replace_op` says that it reads and writes `after`, and `_readable_op` needs `new`.
+# They have no backward: with gradients plain code runs.
 _scatter_op = torch.library.custom_op("flasheva::scatter_", _scatter_, mutates_args=("target",))
-_replace_op = torch.library.custom_op("flasheva::replace_", _replace_, mutates_args=("target",))
+_replace_op = torch.library.custom_op(
+    "flasheva::replace_", _replace_, mutates_args=("target", "after")
+)
+_readable_op = torch.library.custom_op("flasheva::readable", _readable, mutates_args=())
+
+
+@_readable_op.register_fake
+def _(sinks: Tensor, ring: Tensor, slot: Tensor, new: Tensor) -> Tensor:
+    B, G, T, D = new.shape
+    return new.new_empty(B, G, sinks.shape[2] + slot.shape[1] + T, D)
 
 
 def rows(x: Tensor) -> Tensor:

@@ -197,7 +197,10 @@ def test_the_ops_that_write_are_well_registered(dtype):
     tests = others if dtype == FLOAT8 else ("test_schema", *others)  # as above
     torch.library.opcheck(storage._scatter_op, (target, index, x), test_utils=tests)
     whole = torch.randn(2, 2, 9, 16).to(dtype)
-    torch.library.opcheck(storage._replace_op, (target, where, whole), test_utils=tests)
+    out = torch.randn(2, 4, 3, 16)
+    torch.library.opcheck(storage._replace_op, (target, where, whole, out), test_utils=tests)
+    sinks, new = target[:, :, :2].clone(), torch.randn(2, 2, 3, 16)
+    torch.library.opcheck(storage._readable_op, (sinks, target, index, new), test_utils=tests)
 
 
 def test_text_is_generated_onto_it(tmp_path):

@@ -131,6 +131,26 @@ def test_a_compiled_piece_makes_no_second_cache():
 
 
 @pytest.mark.slow
+def test_a_compiled_piece_is_done_with_a_layer_before_the_next_one():
+    """Else tensors as large as the windows of all layers are in memory together."""
+    model = tiny(("eva_attention",) * 3, torch.float32)
+    cache = model.new_cache(2, 1000)
+    compiled = torch.compile(zoo.prefill.next_logits, fullgraph=True)
+    with torch.inference_mode():
+        _, code = run_and_get_code(compiled, model, ids(2, 40), cache, torch.tensor([40, 33]))
+    ops = re.findall(r"flasheva\.(\w+)\.default\((\w+)", "\n".join(code))
+    summaries = ["scatter_", "scatter_", "replace_"]
+    layer = [*summaries, "readable", "readable", *["replace_"] * 4]
+    found = [name for name, _ in ops]
+    for i in range(0, len(found), len(layer)):  # the op of q_sum needs one of k_rfa only
+        assert sorted(found[i : i + 3]) == sorted(summaries)
+        found[i : i + 3] = summaries
+    assert found == layer * 3
+    # In place, not onto copies that would be copied back.
+    assert all(target.startswith("arg") for name, target in ops if name != "readable")
+
+
+@pytest.mark.slow
 def test_training_with_inductor_never_recompiles():
     """Inductor asks more than tracing: whether slices are contiguous, which T % P may decide."""
     model = tiny(("eva_attention",), dtype=torch.float32, window_size=64, chunk_size=16)

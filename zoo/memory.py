@@ -25,8 +25,9 @@ from zoo.prefill import next_logits, piece_size, prefill
 from zoo.sampling import Sampling, choose
 
 # Workspaces of cuBLAS: 32 MiB on Hopper for every stream that it has seen, those of the prefill,
-# of the warm-up and of the capture; and small tensors, the captured graph's among them.
-_WORKSPACES = 2**27
+# of the warm-up, of the capture and of what runs beside attention; and small tensors, the captured
+# graph's among them.
+_WORKSPACES = 5 * 2**25
 # Of what a piece or a step allocates: free blocks of the allocator that nothing fits into.
 _FRAGMENTS = 0.1
 # From so many rows on, pieces have their least size: more rows read more tokens at once.
@@ -230,7 +231,7 @@ class _OnGpu(nn.Module):
                 cache.write_summaries(q, k, v, maps, length, count)
             keys_and_values = cache.readable(k, v, length)
             out = torch.empty_like(q)
-            cache.write_window(k, v, length, count)
+            cache.write_window(k, v, length, count, after=out)
             del keys_and_values  # not before: the caller's variables live as long
             return out
         else:

@@ -15,9 +15,8 @@ from flasheva.triton.call import (
 )
 from flasheva.triton.decode_step import decode_step
 
-# Programs that run on a multiprocessor at once: registers and shared memory of Hopper let 4 of
-# head dim 64 and 3 of 128.
-_PROGRAMS = 3
+# Programs that run on a multiprocessor of Hopper at once.
+_PROGRAMS = 4
 
 
 def decode(
@@ -41,7 +40,7 @@ def decode(
     sink_k, sink_v = sinks or (window_k, window_v)
     k_rfa, v_rfa, q_sum = summaries or (window_k, window_v, window_k)
     R, slots = c.H // c.G, window_k.shape[2]
-    block_n = 64 if c.block_d * c.dtype.itemsize <= 256 else 32
+    block_n = 64 if c.block_d * c.dtype.itemsize <= 128 else 32
     held = c.S + slots + (0 if summaries is None else k_rfa.shape[2])
     splits = splits_of(c.B * c.G, held, block_n, multiprocessors(q.device))
     found = q.new_empty((c.B * c.G, splits, R, c.D + 2), dtype=torch.float32)
