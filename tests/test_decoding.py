@@ -209,10 +209,11 @@ def test_after_the_first_texts_nothing_recompiles():
         prompts = [[number] * length for number in range(1, rows + 1)]
         zoo.generate(model, prompts, max_new_tokens=30, compile=True)
 
-    for rows, length in ((1, 20), (2, 20), (3, 50)):
+    # Caches are whole pieces long, and those of 5 rows are shorter: a second size.
+    for rows, length in ((1, 20), (2, 20), (3, 50), (5, 20)):
         text(rows, length)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for rows, length in ((1, 99), (5, 33), (7, 200), (2, 20)):
+        for rows, length in ((1, 99), (5, 33), (6, 40), (7, 200), (2, 20)):
             text(rows, length)
 
 

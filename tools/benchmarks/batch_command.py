@@ -86,12 +86,13 @@ def _limited_to(share: float, device: "torch.device") -> Iterator[None]:
     """PyTorch may allocate this share of the GPU."""
     import torch
 
-    before = torch.cuda.get_per_process_memory_fraction(device)
-    torch.cuda.set_per_process_memory_fraction(share, device)
+    index = torch.cuda.current_device() if device.index is None else device.index
+    before = torch.cuda.get_per_process_memory_fraction(index)
+    torch.cuda.set_per_process_memory_fraction(share, index)
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(before, device)
+        torch.cuda.set_per_process_memory_fraction(before, index)
 
 
 def _measure(run: Run, context: int, device: "torch.device") -> dict[str, Metric]:
