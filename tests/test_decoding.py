@@ -82,8 +82,8 @@ def test_steps_that_nobody_looked_at_are_passed_over():
 def test_a_piece_has_a_bounded_size(batch_size, device):
     size = piece_size(batch_size, torch.device(device))
     assert size % 16 == 0
-    assert 16 <= size <= 2048
-    assert size == 16 or size * batch_size <= 2**13
+    assert 64 <= size <= 2048
+    assert size == 64 or size * batch_size <= 2**13
 
 
 def state(B: int, at_once: int, eos: list[int]) -> _State:

@@ -14,9 +14,11 @@ from layers import ModelCache
 from zoo.causal_lm import CausalLM
 
 # Tokens of a row in a piece, and of all rows together: they bound the memory of a prefill, which
-# memory.py counts for a GPU on the meta device.
+# memory.py counts for a GPU on the meta device. Not fewer than a quarter of a usual window, which
+# every piece moves.
 _PIECE = {"cpu": 512, "cuda": 2048, "meta": 2048}
 _PIECE_OF_ALL = 2**13
+_LEAST_PIECE = 64
 
 NextLogits = Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]
 
@@ -44,9 +46,9 @@ def compiled_next_logits(model: CausalLM) -> NextLogits:
 
 
 def piece_size(batch_size: int, device: torch.device) -> int:
-    """Tokens of each row in a piece: of few rows many, of many rows at least 16."""
+    """Tokens of each row in a piece: of few rows many, of many rows at least 64."""
     most = _PIECE.get(device.type, _PIECE["cpu"])
-    return max(16, min(most, _PIECE_OF_ALL // batch_size // 16 * 16))
+    return max(_LEAST_PIECE, min(most, _PIECE_OF_ALL // batch_size // 16 * 16))
 
 
 def prefill(
