@@ -10,6 +10,8 @@ from transformers import AutoModelForCausalLM, Gemma3ForCausalLM, Gemma3TextConf
 
 import zoo
 from flasheva import EvaConfig
+from flasheva.triton import ops
+from layers import Context, ModelCache, build_attention
 from recipes import Placement, exact_layers, layer_types, parse_recipe, sliding_layers
 from tests.tiny import make_model, scramble
 from zoo.export import export_model
@@ -179,6 +181,40 @@ def test_the_cache_of_a_sliding_layer_does_not_grow() -> None:
     model = tiny(SLIDING)
     short, long = (model.new_cache(1, length).nbytes for length in (100, 10_000))
     assert short == long == 2 * (WINDOW + 1) * 16 * 8
+
+
+@pytest.mark.parametrize("head_dim", [16, pytest.param(256, marks=pytest.mark.slow)])
+def test_our_kernels_compute_a_sliding_layer(head_dim: int) -> None:
+    """In Triton's interpreter, or on a GPU: whole rows, packed ones, pieces and steps."""
+    device = "cpu" if ops.INTERPRETED else "cuda"
+    torch.manual_seed(0)
+    sizes = {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": head_dim}
+    layers = [
+        build_attention(SLIDING, **sizes, eva=SHORT, sliding_window=WINDOW, impl=impl)
+        for impl in ("reference", "triton")
+    ]
+    q = torch.randn(2, 4, 70, head_dim, device=device)
+    k, v = torch.randn(2, 2, 1, 70, head_dim, device=device)
+    ids = torch.zeros(2, 70, dtype=torch.int64, device=device)
+    start = torch.tensor([[0] * 33 + [33] * 37, [0] * 70], device=device)
+    for seq_start in (None, start):
+        context = Context.of(ids, None, seq_start, None)
+        wanted, got = (layer(q, k, v, context, None) for layer in layers)
+        torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
+    outs = []
+    for layer in layers:
+        options = {"max_rollback": 0, "dtype": q.dtype, "cache_dtype": None, "device": q.device}
+        cache = ModelCache.build([layer], batch_size=2, max_seq_len=80, **options)
+        pieces = []
+        for piece in torch.arange(70, device=device).split([30, 1, 1, 20, 18]):
+            context = Context.of(ids[:, piece], cache, None, None)
+            parts = (x[:, :, piece] for x in (q, k, v))
+            pieces.append(layer(*parts, context, context.layer_cache(0)))
+            context.finish()
+        outs.append(torch.cat(pieces, 2))
+    torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=0)
+    context = Context.of(ids, None, None, None)
+    torch.testing.assert_close(outs[0], layers[0](q, k, v, context, None), atol=1e-5, rtol=0)
 
 
 def check_compiled(model: zoo.CausalLM, backend: str) -> None:
