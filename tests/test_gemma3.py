@@ -203,8 +203,15 @@ def test_our_kernels_compute_a_sliding_layer(head_dim: int) -> None:
         torch.testing.assert_close(got, wanted, atol=1e-5, rtol=0)
     outs = []
     for layer in layers:
-        options = {"max_rollback": 0, "dtype": q.dtype, "cache_dtype": None, "device": q.device}
-        cache = ModelCache.build([layer], batch_size=2, max_seq_len=80, **options)
+        cache = ModelCache.build(
+            [layer],
+            batch_size=2,
+            max_seq_len=80,
+            max_rollback=0,
+            dtype=q.dtype,
+            cache_dtype=None,
+            device=q.device,
+        )
         pieces = []
         for piece in torch.arange(70, device=device).split([30, 1, 1, 20, 18]):
             context = Context.of(ids[:, piece], cache, None, None)

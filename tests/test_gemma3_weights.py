@@ -109,7 +109,7 @@ def install(site: Path, name: str, files: dict[str, bytes], requires: list[str])
         (site / module / "data" / file).write_bytes(content)
         record.append(f"{module}/data/{file},,")
     lines = ["Metadata-Version: 2.4", f"Name: {name}", "Version: 1.0"]
-    lines += [f"Requires-Dist: {other}==1.0" for other in requires]
+    lines += [f"Requires-Dist: {other}" for other in requires]
     (info / "METADATA").write_text("\n".join(lines) + "\n")
     (info / "RECORD").write_text("\n".join(record) + "\n")
 
@@ -124,7 +124,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "site"
     names = ["tiny-gguf-c", "tiny-gguf-a", "tiny-gguf-b"]
     sums = f"{hashlib.sha256(content).hexdigest()}  m.gguf\n".encode()
-    install(folder, "tiny-gguf", {"SHA256SUMS": sums}, names)
+    install(folder, "tiny-gguf", {"SHA256SUMS": sums}, [*names, "other; extra == 'x'"])
     for i, (name, part) in enumerate(zip(names, parts, strict=True)):
         install(folder, name, {f"m.gguf.part{i:02}": part}, [])
     monkeypatch.syspath_prepend(folder)
@@ -396,6 +396,7 @@ def test_the_real_model_is_that_of_transformers(real: Path) -> None:
     ).eval()
     ours = zoo.load("gemma3-270m")
     assert PACKAGE in ours.weights_source
+    assert ours.config == zoo.describe("gemma3-270m")
     assert ours.tokenizer is not None
     weights = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():

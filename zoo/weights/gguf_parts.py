@@ -29,8 +29,8 @@ def package_parts(package: str) -> list[Path]:
     pieces: dict[int, Path] = {}
     for line in required:
         match = _REQUIRED.match(line)
-        assert match is not None
-        pieces |= _pieces(package, match[0])
+        if match is not None and ";" not in line:  # none that only some installations require
+            pieces |= _pieces(package, match[0])
     paths = [pieces[number] for number in sorted(pieces)]
     wanted = _checksum(package)
     if wanted is not None and _sha256(paths) != wanted:
