@@ -1,6 +1,6 @@
 """Building blocks of the models: rotary embeddings, MLPs, the kinds of attention, caches."""
 
-from layers.attention import LAYER_TYPES, LayerType, build_attention
+from layers.attention import LAYER_TYPES, SLIDING_ATTENTION, LayerType, build_attention
 from layers.cache import ModelCache
 from layers.context import Context
 from layers.eva_attention import EvaAttention, WindowAttention
@@ -12,6 +12,7 @@ from layers.side_stream import beside
 __all__ = [
     "LAYER_TYPES",
     "MLP",
+    "SLIDING_ATTENTION",
     "Activation",
     "Context",
     "EvaAttention",

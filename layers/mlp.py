@@ -1,11 +1,11 @@
 """The two feed-forward blocks of the families in this zoo."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Activation = Literal["gelu", "gelu_new", "silu"]
+Activation = Literal["gelu", "gelu_new", "gelu_pytorch_tanh", "silu"]
 
 
 class MLP(nn.Module):
@@ -22,7 +22,7 @@ class MLP(nn.Module):
 
 
 class GatedMLP(nn.Module):
-    """`down_proj(act(gate_proj(x)) * up_proj(x))` (SwiGLU, arXiv 2002.05202). x: [B, T, E]."""
+    """`down_proj(act(gate_proj(x)) * up_proj(x))`: SwiGLU, GeGLU (2002.05202). x: [B, T, E]."""
 
     def __init__(
         self, hidden_size: int, intermediate_size: int, activation: Activation, *, bias: bool
@@ -44,7 +44,8 @@ def activate(x: Tensor, activation: str) -> Tensor:
             return F.silu(x)
         case "gelu":
             return F.gelu(x)
-        case "gelu_new":  # Hugging Face's name for the tanh approximation
+        case "gelu_new" | "gelu_pytorch_tanh":  # Hugging Face's names for the approximation
             return F.gelu(x, approximate="tanh")
         case _:
-            raise ValueError(f"activation must be gelu, gelu_new or silu, not {activation!r}")
+            known = ", ".join(get_args(Activation))
+            raise ValueError(f"activation must be one of {known}, not {activation!r}")

@@ -3,7 +3,15 @@
 No torch here: a recipe says what to build, and `zoo` builds it.
 """
 
-from recipes.placement import Placement, default_placement, exact_layers, parse_layers
+from recipes.placement import (
+    Placement,
+    default_placement,
+    exact_layers,
+    is_converted,
+    layer_types,
+    parse_layers,
+    sliding_layers,
+)
 from recipes.schema import Layers, Recipe, find_recipe, names, parse_recipe, read_recipe
 
 __all__ = [
@@ -13,8 +21,11 @@ __all__ = [
     "default_placement",
     "exact_layers",
     "find_recipe",
+    "is_converted",
+    "layer_types",
     "names",
     "parse_layers",
     "parse_recipe",
     "read_recipe",
+    "sliding_layers",
 ]

@@ -3,16 +3,20 @@
 Layers count from 0. `Placement` is a rule, `exact_layers` applies it to a depth, `parse_layers`
 reads a list such as "7,17-18,20" from a command line, and `default_placement` is what a model
 gets whose placement nobody has searched for.
+
+Some models are published with sliding-window attention in most layers. Those stay so, in every
+model made of it; only the others are placed.
 """
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeGuard, get_args
 
 Rule = Literal["uniform", "first", "last", "random"]
 
+_SLIDING = "sliding_attention"  # Hugging Face's name
 # Four digits are enough for any depth, and "0-999999999999" cannot fill the memory.
 _LAYER_OR_RANGE = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
 
@@ -90,15 +94,41 @@ def parse_layers(text: str) -> tuple[int, ...]:
     return tuple(sorted(layers))
 
 
+def is_converted(layer_types: Sequence[str]) -> bool:
+    """Whether some layer has another attention than the published model."""
+    return not set(layer_types) <= {"full_attention", _SLIDING}
+
+
+def sliding_layers(layer_types: Sequence[str]) -> frozenset[int]:
+    """The layers that slide in the published model, and in every model made of it."""
+    return frozenset(i for i, kind in enumerate(layer_types) if kind == _SLIDING)
+
+
+def layer_types(
+    exact: Collection[int], num_layers: int, other: str, sliding: Collection[int] = ()
+) -> tuple[str, ...]:
+    """The type of each layer: `exact` ones have full attention, `sliding` ones slide."""
+    return tuple(
+        _SLIDING if layer in sliding else "full_attention" if layer in exact else other
+        for layer in range(num_layers)
+    )
+
+
 def default_placement(num_layers: int) -> Placement:
-    """The placement without a search: uniform, a sixth of the layers (to nearest), at least 1."""
+    """The placement without a search: uniform, a sixth of the layers (to nearest), at least 1.
+
+    `num_layers` are those that can be placed.
+    """
     return Placement(rule="uniform", count=max(1, (num_layers + 3) // 6))
 
 
-def exact_layers(rule: Placement | tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+def exact_layers(
+    rule: Placement | tuple[int, ...], num_layers: int, sliding: Collection[int] = ()
+) -> tuple[int, ...]:
     """Applies a placement rule, or checks a list of layers, for a model of `num_layers` layers.
 
-    With L layers and k of them exact,
+    Those that are `sliding` are never exact, and a rule does not count them. With L other layers
+    and k of them exact,
 
     - uniform: the middle of each of k equal stretches, `floor((i + 0.5) * L / k)`, i = 0 .. k - 1:
       6 of 30 are 2, 7, 12, 17, 22, 27;
@@ -110,7 +140,7 @@ def exact_layers(rule: Placement | tuple[int, ...], num_layers: int) -> tuple[in
 
     Raises:
         ValueError: layers that the model does not have, more of them than it has, or a list with
-            negative or repeated layers.
+            negative, repeated or sliding layers.
     """
     if not isinstance(rule, Placement):
         check_layers(rule)
@@ -120,14 +150,27 @@ def exact_layers(rule: Placement | tuple[int, ...], num_layers: int) -> tuple[in
                 f"no layer {', '.join(map(str, missing))} in a model of {num_layers} layers; "
                 f"valid are 0 to {num_layers - 1}"
             )
+        wrong = [layer for layer in sorted(rule) if layer in sliding]
+        if wrong:
+            others = [layer for layer in range(num_layers) if layer not in sliding]
+            raise ValueError(
+                f"layer {', '.join(map(str, wrong))} has sliding-window attention as published "
+                f"and keeps it; exact may be {', '.join(map(str, others)) or 'none'}"
+            )
         return tuple(sorted(rule))
 
-    count = rule.count
-    if count > num_layers:
+    places = [layer for layer in range(num_layers) if layer not in sliding]
+    if rule.count > len(places):
+        among = f"{len(places)} layers that do not slide" if sliding else f"{num_layers} layers"
         raise ValueError(
-            f"cannot place {count} exact layers in a model of {num_layers} layers; "
-            f"count may be 1 to {num_layers}"
+            f"cannot place {rule.count} exact layers in a model of {among}; "
+            f"count may be 1 to {len(places)}"
         )
+    return tuple(places[index] for index in _place(rule, len(places)))
+
+
+def _place(rule: Placement, num_layers: int) -> tuple[int, ...]:
+    count = rule.count
     match rule.rule:
         case "uniform":
             return tuple((2 * i + 1) * num_layers // (2 * count) for i in range(count))

@@ -18,13 +18,13 @@ package imports none.
 
 import difflib
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Literal, TypeVar, cast, get_args
 
-from recipes.placement import Placement, Rule, check_layers, exact_layers
+from recipes.placement import Placement, Rule, check_layers, exact_layers, layer_types
 
 Attention = Literal["eva_attention", "window_attention"]
 EvaValue = int | float | str | bool
@@ -92,20 +92,19 @@ class Recipe:
     layers: Layers
     description: str = ""
 
-    def layer_types(self, num_layers: int) -> tuple[str, ...]:
+    def layer_types(self, num_layers: int, sliding: Collection[int] = ()) -> tuple[str, ...]:
         """The type of each layer: "full_attention" where exact, `layers.attention` elsewhere.
+
+        Layers that are `sliding` in the published model stay so.
 
         Raises:
             ValueError: the recipe does not fit a model of `num_layers` layers.
         """
         try:
-            exact = exact_layers(self.layers.exact, num_layers)
+            exact = exact_layers(self.layers.exact, num_layers, sliding)
         except ValueError as error:
             raise ValueError(f"recipe {self.name!r}: {error}") from None
-        return tuple(
-            "full_attention" if layer in exact else self.layers.attention
-            for layer in range(num_layers)
-        )
+        return layer_types(exact, num_layers, self.layers.attention, sliding)
 
 
 class _Table:

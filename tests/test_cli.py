@@ -263,7 +263,7 @@ def test_list_takes_a_part_of_a_name_or_a_pattern() -> None:
         lines = run("list", pattern, "--json").out.splitlines()
         return [json.loads(line)["name"] for line in lines]
 
-    assert names("70m") == ["pythia-70m", "pythia-70m-eva", "pythia-70m-eva-hybrid"]
+    assert names("a-70m") == ["pythia-70m", "pythia-70m-eva", "pythia-70m-eva-hybrid"]
     assert names("pythia-1?0m-*") == ["pythia-160m-eva", "pythia-160m-eva-hybrid"]
 
 

@@ -167,6 +167,7 @@ PARAMETERS = {
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.2-3b": 3_212_749_824,
     "phi-1.5": 1_418_270_720,
+    "gemma3-270m": 268_098_176,
 }
 PRESETS = {base.preset: base.family for base in BASES.values()}
 

@@ -16,7 +16,7 @@ import zoo
 from flasheva import EvaConfig, Impl
 from flasheva.config import SummaryMap
 from layers import EvaAttention, FullAttention, WindowAttention
-from recipes import find_recipe
+from recipes import find_recipe, sliding_layers
 from tests.tiny import FAMILIES, hf_config, make_model, make_tokenizer, mixed
 from zoo import loading, target
 from zoo.families import build, preset, read_config
@@ -148,9 +148,13 @@ def test_a_name_decides_the_type_of_each_layer(name: str, monkeypatch: pytest.Mo
     assert opened == [BASES[base].repo]
     assert not model.training
     assert model.weights_source == "nowhere"
-    config, depth = model.config, model.config.num_hidden_layers
+    config = model.config
     exact = {i for i, kind in enumerate(config.layer_types) if kind == FULL}
-    assert all(kind in (FULL, EVA) for kind in config.layer_types)
+    published = read_config(preset(BASES[base].family, BASES[base].preset))
+    sliding = sliding_layers(published.layer_types)
+    assert sliding_layers(config.layer_types) == sliding
+    depth = config.num_hidden_layers - len(sliding)
+    assert config.layer_types.count(EVA) + len(exact) == depth
     if name == base:
         assert len(exact) == depth
     elif name == f"{base}-eva":
@@ -158,7 +162,7 @@ def test_a_name_decides_the_type_of_each_layer(name: str, monkeypatch: pytest.Mo
         assert config.eva == EvaConfig()
     elif (recipe := find_recipe(name)) is not None:
         assert recipe.base == base
-        assert config.layer_types == recipe.layer_types(depth)
+        assert config.layer_types == recipe.layer_types(config.num_hidden_layers, sliding)
         assert config.eva == EvaConfig.from_dict(recipe.eva)
     else:
         assert len(exact) == max(1, round(depth / 6))
@@ -332,13 +336,17 @@ def test_pickled_weights_are_refused(edit: Callable[..., Path]) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("model_type", "gpt2", "must be one of gpt_neox, llama, phi, not 'gpt2'"),
-        ("model_type", ["llama"], "must be one of gpt_neox, llama, phi, not ['llama']"),
+        ("model_type", "gpt2", "must be one of gemma3_text, gpt_neox, llama, phi, not 'gpt2'"),
+        (
+            "model_type",
+            ["llama"],
+            "must be one of gemma3_text, gpt_neox, llama, phi, not ['llama']",
+        ),
         ("num_attention_heads", 0, "config field 'num_attention_heads' must be at least 1"),
         ("vocab_size", -4, "config field 'vocab_size' must be at least 1"),
         ("hidden_size", None, "config field 'hidden_size' is missing"),
         ("hidden_size", "32", "config field 'hidden_size' must be an integer, not '32'"),
-        ("hidden_act", "relu", "'hidden_act' must be one of gelu, gelu_new, silu, not 'relu'"),
+        ("hidden_act", "relu", "gelu, gelu_new, gelu_pytorch_tanh, silu, not 'relu'"),
         ("mlp_bias", 1, "config field 'mlp_bias' must be true or false, not 1"),
         ("layer_types", [FULL], "layer_types must name 3 layers, not 1"),
         ("layer_types", [FULL, "mamba", FULL], "layer_types[1] must be one of"),

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from recipes import is_converted
 from tools.display import print_json, print_table, progress
 from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case
@@ -186,7 +187,7 @@ def _evaluate(
                         print_json(row | values)
                 if out is not None:
                     _write(out, rows, impl, model, resumed=samples is not None)
-    full = set(model.config.layer_types) == {"full_attention"}
+    full = not is_converted(model.config.layer_types)
     return Column(name=name, full=full, scores=found)
 
 

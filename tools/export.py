@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from recipes import is_converted
 from tools.entry import run_command
 from tools.model_options import AttentionOptions, SourceOptions, configured
 from tools.options import ModelName, with_options
@@ -26,7 +27,7 @@ def export(
 ) -> None:
     """Writes a folder that transformers loads: AutoModelForCausalLM, AutoTokenizer.
 
-    A model with full attention everywhere is loaded natively. Any other brings its own modelling
+    A model that is not converted is loaded natively. Any other brings its own modelling
     code, which needs torch and transformers only: pass trust_remote_code=True.
     """
     eva, layer_types = configured(name, source, attention)
@@ -44,7 +45,7 @@ def export(
         weights=source.weights,
     )
     export_model(model, folder, tokenizer=tokenizer)
-    native = set(model.config.layer_types) == {"full_attention"}
+    native = not is_converted(model.config.layer_types)
     arguments = f'"{folder}"' if native else f'"{folder}", trust_remote_code=True'
     print(f"AutoModelForCausalLM.from_pretrained({arguments})")
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import typer
 
+from recipes import is_converted
 from tools.display import print_json, print_table
 from tools.entry import run_command
 from tools.model_options import AttentionOptions, SourceOptions, configured, layers_by_type
@@ -117,7 +118,7 @@ def _show(
     hidden = ("layer_types", "rope", "eva")
     print(_listed({key: value for key, value in values.items() if key not in hidden}))
     print(f"rope: {_listed(dataclasses.asdict(config.rope))}")
-    if set(config.layer_types) != {"full_attention"}:
+    if is_converted(config.layer_types):
         print(f"eva: {_listed(dataclasses.asdict(config.eva))}")
     print(f"\nCache of one row of {size.context:,} tokens in {dtype}\n")
     layers = layers_by_type(config.layer_types)
@@ -135,7 +136,7 @@ def _show(
     print_table(columns, rows)
     times = size.full_cache_bytes / size.cache_bytes
     print(
-        f"\nIn all {size.cache_bytes:,} bytes; with full attention in every layer "
+        f"\nIn all {size.cache_bytes:,} bytes; with full attention as published "
         f"{size.full_cache_bytes:,}, {times:.2f} times as many"
     )
     if fits is not None:

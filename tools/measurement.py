@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from recipes import is_converted
 from tools.model_options import layers_by_type
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def model_case(name: str, model: "CausalLM") -> dict[str, object]:
         "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
         "layers": layers_by_type(config.layer_types),
     }
-    if set(config.layer_types) != {"full_attention"}:
+    if is_converted(config.layer_types):
         case["eva"] = config.eva.to_dict()
     return case
 

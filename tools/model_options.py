@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from recipes import exact_layers, parse_layers
+from recipes import exact_layers, is_converted, layer_types, parse_layers, sliding_layers
 from tools.options import option
 
 if TYPE_CHECKING:
@@ -104,15 +104,15 @@ class AttentionOptions:
                 `attention` that no layer would get.
         """
         if self.layers is not None:
-            depth = config.num_hidden_layers
-            exact = exact_layers(parse_layers(self.layers), depth)
-            other = self.attention or "eva_attention"
-            return tuple("full_attention" if i in exact else other for i in range(depth))
+            depth, sliding = config.num_hidden_layers, sliding_layers(config.layer_types)
+            exact = exact_layers(parse_layers(self.layers), depth, sliding)
+            return layer_types(exact, depth, self.attention or "eva_attention", sliding)
         if self.attention is None:
             return config.layer_types
-        _refuse_if_all_full(config.layer_types, "--attention")
-        full, other = "full_attention", self.attention
-        return tuple(full if kind == full else other for kind in config.layer_types)
+        _refuse_if_unconverted(config.layer_types, "--attention")
+        full = [i for i, kind in enumerate(config.layer_types) if kind == "full_attention"]
+        depth, sliding = config.num_hidden_layers, sliding_layers(config.layer_types)
+        return layer_types(full, depth, self.attention, sliding)
 
     def eva(self, config: "ModelConfig", layer_types: tuple[str, ...]) -> "EvaConfig":
         """The options of these `layer_types` in a model of this `config`.
@@ -125,7 +125,7 @@ class AttentionOptions:
         own = ("layers", "attention")  # all others are fields of EvaConfig
         given = {k: v for k, v in vars(self).items() if k not in own and v is not None}
         for name in given:
-            _refuse_if_all_full(layer_types, "--" + name.replace("_", "-"))
+            _refuse_if_unconverted(layer_types, "--" + name.replace("_", "-"))
         if "window_type" in given:
             given["window"] = given.pop("window_type")
         if "chunk_size" in given and config.eva.sink_size == config.eva.chunk_size:
@@ -192,9 +192,12 @@ def _compact(layers: Sequence[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
 
 
-def _refuse_if_all_full(layer_types: tuple[str, ...], option_name: str) -> None:
-    if set(layer_types) == {"full_attention"}:
+def _refuse_if_unconverted(layer_types: tuple[str, ...], option_name: str) -> None:
+    if not is_converted(layer_types):
+        every = (
+            "every layer that can be converted" if sliding_layers(layer_types) else "every layer"
+        )
         raise ValueError(
-            f"{option_name} has no effect, because every layer has full attention; choose with "
+            f"{option_name} has no effect, because {every} has full attention; choose with "
             "--layers which ones keep it, such as --layers none"
         )

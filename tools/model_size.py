@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from layers import LAYER_TYPES
+from recipes import sliding_layers
 from zoo.config import ModelConfig
 from zoo.families import build
 from zoo.memory import max_batch
@@ -38,7 +39,8 @@ class ModelSize:
         context: tokens of the row.
         kinds: by layer type, those that the model does not have included.
         cache_bytes: of all layers.
-        full_cache_bytes: of the same model with full attention in every layer.
+        full_cache_bytes: of the same model as published, with full attention where it is here
+            something else.
     """
 
     parameters: int
@@ -61,8 +63,9 @@ def measure_size(config: ModelConfig, context: int, dtype: torch.dtype) -> Model
         ValueError: `context` is not positive.
     """
     parameters, layer_bytes = _count(config, context, dtype)
+    sliding = sliding_layers(config.layer_types)
     kinds = {}
-    for kind in LAYER_TYPES:
+    for kind in dict.fromkeys((*LAYER_TYPES, *config.layer_types)):
         everywhere = _with_layer_types(config, (kind,) * config.num_hidden_layers)
         _, (cache_bytes, *_) = _count(everywhere, context, dtype)
         kinds[kind] = LayerKind(layers=config.layer_types.count(kind), cache_bytes=cache_bytes)
@@ -72,7 +75,10 @@ def measure_size(config: ModelConfig, context: int, dtype: torch.dtype) -> Model
         context=context,
         kinds=kinds,
         cache_bytes=sum(layer_bytes),
-        full_cache_bytes=kinds["full_attention"].cache_bytes * config.num_hidden_layers,
+        full_cache_bytes=sum(
+            kinds["sliding_attention" if layer in sliding else "full_attention"].cache_bytes
+            for layer in range(config.num_hidden_layers)
+        ),
     )
 
 

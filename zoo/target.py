@@ -6,7 +6,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flasheva import EvaConfig
-from recipes import Layers, Recipe, default_placement, find_recipe, read_recipe
+from recipes import (
+    Layers,
+    Recipe,
+    default_placement,
+    find_recipe,
+    read_recipe,
+    sliding_layers,
+)
+from recipes import layer_types as arrange
 from zoo.config import ModelConfig
 from zoo.registry import split_name, unknown_name
 
@@ -74,25 +82,38 @@ def configure(
     Raises:
         ValueError: a recipe or layer types that do not fit the model.
     """
-    depth = saved.num_hidden_layers
+    depth, sliding = saved.num_hidden_layers, sliding_layers(saved.layer_types)
     types, options = saved.layer_types, saved.eva
     if target.recipe is not None:
-        types = target.recipe.layer_types(depth)
+        types = target.recipe.layer_types(depth, sliding)
         try:
             options = EvaConfig.from_dict(target.recipe.eva)
         except ValueError as error:
             raise ValueError(f"recipe {target.recipe.name!r}: {error}") from None
     elif target.base is not None and not target.all_eva and not target.default_hybrid:
-        types = ("full_attention",) * depth  # as published, whatever folder the weights are in
+        # As published, whatever folder the weights are in.
+        types = arrange(range(depth), depth, "", sliding)
     elif target.all_eva:
-        types = ("eva_attention",) * depth
+        types = arrange((), depth, "eva_attention", sliding)
     elif target.default_hybrid:
-        layers = Layers(exact=default_placement(depth))
-        types = Recipe(name=target.label, base="", eva={}, layers=layers).layer_types(depth)
+        layers = Layers(exact=default_placement(depth - len(sliding)))
+        recipe = Recipe(name=target.label, base="", eva={}, layers=layers)
+        types = recipe.layer_types(depth, sliding)
     if layer_types is not None:
         types = tuple(layer_types)
+        _check_sliding(types, sliding)
     assert dataclasses.is_dataclass(saved) and not isinstance(saved, type)
     return dataclasses.replace(saved, layer_types=types, eva=eva or options)
+
+
+def _check_sliding(types: tuple[str, ...], sliding: frozenset[int]) -> None:
+    """Raises ValueError unless the same layers slide: their weights know no other attention."""
+    for layer in sorted(sliding_layers(types) ^ sliding):
+        if layer < len(types):  # another depth is refused by the family's config
+            kind = "sliding_attention" if layer in sliding else "another attention"
+            raise ValueError(
+                f"layer_types[{layer}] must be {kind}, as published, not {types[layer]!r}"
+            )
 
 
 def say_default_placement(target: Target, config: ModelConfig) -> None:

@@ -140,6 +140,7 @@ def least_bytes(model: CausalLM, cache: ModelCache, job: Job) -> int:
         "full_attention": length,
         "window_attention": window,
         "eva_attention": window + summaries,
+        "sliding_attention": min(length, getattr(config, "sliding_window", length)),
     }
     return weights + job.batch_size * row * sum(entries[kind] for kind in config.layer_types)
 

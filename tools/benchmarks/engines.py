@@ -144,17 +144,20 @@ def check_base(name: str) -> None:
         raise ValueError(f"--model must be one of {', '.join(BASES)}, not {name!r}")
 
 
-def _depth(base: str) -> int:
+def _published(base: str) -> tuple[str, ...]:
     from zoo.description import describe
 
-    return describe(base, weights="random").num_hidden_layers
+    return describe(base, weights="random").layer_types
 
 
 def layers_of(base: str, text: str) -> tuple[int, ...]:
     """What `--layers` says: layers of the base with full attention."""
-    from recipes import exact_layers, parse_layers
+    from recipes import exact_layers, parse_layers, sliding_layers
 
-    return () if text == "none" else exact_layers(parse_layers(text), _depth(base))
+    if text == "none":
+        return ()
+    published = _published(base)
+    return exact_layers(parse_layers(text), len(published), sliding_layers(published))
 
 
 def load_ours(run: Run, dtype: str, device: "torch.device") -> "CausalLM":
@@ -163,10 +166,12 @@ def load_ours(run: Run, dtype: str, device: "torch.device") -> "CausalLM":
 
     import zoo
     from flasheva import EvaConfig
+    from recipes import layer_types, sliding_layers
 
-    depth = _depth(run.base)
+    published = _published(run.base)
+    depth = len(published)
     exact = run.exact if run.engine == "eva" else range(depth)
-    types = ["full_attention" if i in exact else "eva_attention" for i in range(depth)]
+    types = layer_types(exact, depth, "eva_attention", sliding_layers(published))
     torch.manual_seed(0)
     return zoo.load(
         run.base,

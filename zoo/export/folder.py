@@ -1,14 +1,15 @@
 """export_model: from a model to a folder that `transformers` loads, with the same logits.
 
-A model with full attention in every layer is one that transformers knows: its folder is what
-`zoo.save` writes. Any other gets the files of `remote_code/` beside its weights, and a config.json
-that leads transformers to them, under a `model_type` of its own: without `trust_remote_code` it
-is refused, never run with another attention.
+A model that is not converted is one that transformers knows: its folder is what `zoo.save` writes.
+Any other gets the files of `remote_code/` beside its weights, and a config.json that leads
+transformers to them, under a `model_type` of its own: without `trust_remote_code` it is refused,
+never run with another attention.
 """
 
 import shutil
 from pathlib import Path
 
+from recipes import is_converted
 from zoo.causal_lm import CausalLM
 from zoo.config import to_hf
 from zoo.weights.atomic import replacing_folder
@@ -31,7 +32,8 @@ def export_model(model: CausalLM, folder: str | Path, *, tokenizer: bool = True)
         tokenizer: whether to write the model's tokenizer, for AutoTokenizer.
 
     Raises:
-        ValueError: `folder` is a file or has files, or the model has no tokenizer to write.
+        ValueError: `folder` is a file or has files, the model has no tokenizer to write, or it is
+            converted and of a family without code in `remote_code/`.
     """
     folder = Path(folder)
     check_exportable(folder)
@@ -43,7 +45,12 @@ def export_model(model: CausalLM, folder: str | Path, *, tokenizer: bool = True)
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
     config = to_hf(model.config, model.hf_config, dtype)
     config.pop("auto_map", None)  # of a repository that once came with code of its own
-    hybrid = set(model.config.layer_types) != {"full_attention"}
+    hybrid = is_converted(model.config.layer_types)
+    if hybrid and model.config.model_type not in _FAMILIES:
+        raise ValueError(
+            f"cannot export a converted {model.config.model_type}, only the unmodified model; "
+            f"converted ones may be {', '.join(_FAMILIES)}"
+        )
     with replacing_folder(folder, owned=lambda name: True) as fresh:
         write_folder(
             fresh,

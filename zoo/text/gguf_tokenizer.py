@@ -1,16 +1,19 @@
-"""The tokenizer inside a GGUF file: byte-level BPE with the pre-tokenizer that the file names.
+"""The tokenizer inside a GGUF file: byte-level BPE, or SentencePiece's BPE as Gemma has it.
 
-A GGUF holds vocabulary, merges and the name of a pre-tokenizer, whose regular expressions are
-llama.cpp's: each splits further what the ones before it left. Other tokenizers (SentencePiece,
-unknown pre-tokenizers) are read from a tokenizer.json or tokenizer.model beside the file.
+For byte-level BPE, a GGUF holds vocabulary, merges and the name of a pre-tokenizer, whose regular
+expressions are llama.cpp's: each splits further what the ones before it left. For SentencePiece
+("llama") it holds pieces and their scores. Other tokenizers (unknown pre-tokenizers, SentencePiece
+with a space of its own before a text) are read from a tokenizer.json or tokenizer.model beside the
+file.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from zoo.text.spm import SPACE, bpe
 from zoo.text.tokenizer import Tokenizer, prepend_bos
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
@@ -24,7 +27,7 @@ _SPLITS = {
     "llama-bpe": (_LLAMA3,),
     "default": (r"[\p{P}$+<=>^~|]+", _GPT2, r"\p{N}+", r"[0-9]{3}"),
 }
-_CONTROL, _USER_DEFINED = 3, 4  # values of tokenizer.ggml.token_type
+_CONTROL, _USER_DEFINED, _BYTE = 3, 4, 6  # values of tokenizer.ggml.token_type
 
 
 def gguf_tokenizer(metadata: Mapping[str, object], path: Path) -> Tokenizer | None:
@@ -35,17 +38,20 @@ def gguf_tokenizer(metadata: Mapping[str, object], path: Path) -> Tokenizer | No
     """
     kind, pre = metadata.get("tokenizer.ggml.model"), metadata.get("tokenizer.ggml.pre")
     if kind == "gpt2" and pre in _SPLITS:
-        return _byte_level(metadata, str(pre), path)
+        return _tokenizer(_byte_level(metadata, str(pre), path), metadata, path)
+    if kind == "llama" and metadata.get("tokenizer.ggml.add_space_prefix") is False:
+        return _tokenizer(_sentencepiece(metadata, path), metadata, path)
     beside = Tokenizer.from_folder(path.parent)
     if beside is None and kind is not None:
         raise ValueError(
             f"{path} has a tokenizer of kind {kind!r} with pre-tokenizer {pre!r}, supported are "
-            f"'gpt2' with {', '.join(_SPLITS)}; put the model's tokenizer.json beside the file"
+            f"'gpt2' with {', '.join(_SPLITS)}, and 'llama' without a space before the text; "
+            "put the model's tokenizer.json beside the file"
         )
     return beside
 
 
-def _byte_level(metadata: Mapping[str, object], pre: str, path: Path) -> Tokenizer:
+def _byte_level(metadata: Mapping[str, object], pre: str, path: Path) -> Backend:
     tokens = _strings(metadata, "tokenizer.ggml.tokens", path)
     merges = _strings(metadata, "tokenizer.ggml.merges", path)
     llama3 = pre == "llama-bpe"
@@ -68,12 +74,45 @@ def _byte_level(metadata: Mapping[str, object], pre: str, path: Path) -> Tokeniz
         ]
     )
     backend.decoder = decoders.ByteLevel()
-    kinds = metadata.get("tokenizer.ggml.token_type")
-    for token, token_type in zip(tokens, kinds if isinstance(kinds, list) else [], strict=False):
-        if token_type == _CONTROL:
-            backend.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif token_type == _USER_DEFINED:
-            backend.add_tokens([AddedToken(token, special=False, normalized=False)])
+    return backend
+
+
+def _sentencepiece(metadata: Mapping[str, object], path: Path) -> Backend:
+    tokens, scores = _strings(metadata, "tokenizer.ggml.tokens", path), _scores(metadata, path)
+    found = _of_kinds(metadata, tokens, _CONTROL, _USER_DEFINED, _BYTE)
+    unknown = metadata.get("tokenizer.ggml.unknown_token_id")
+    if len(scores) != len(tokens):
+        raise ValueError(f"{path} has {len(tokens)} tokens, but {len(scores)} scores")
+    if not isinstance(unknown, int) or not 0 <= unknown < len(tokens):
+        raise ValueError(f"{path} has no unknown token: {unknown!r}")
+    backend = Backend(
+        bpe(
+            tokens,
+            scores,
+            whole=found[_CONTROL] + found[_USER_DEFINED],
+            byte=found[_BYTE],
+            unknown=tokens[unknown],
+        )
+    )
+    backend.normalizer = normalizers.Replace(" ", SPACE)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return backend
+
+
+def _tokenizer(backend: Backend, metadata: Mapping[str, object], path: Path) -> Tokenizer:
+    """What all kinds have: special tokens, bos in front of a text, a chat template."""
+    tokens = _strings(metadata, "tokenizer.ggml.tokens", path)
+    llama3 = metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    found = _of_kinds(metadata, tokens, _CONTROL, _USER_DEFINED)
+    # All at once: each call looks through all of them.
+    backend.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in found[_CONTROL]]
+    )
+    backend.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in found[_USER_DEFINED]]
+    )
 
     def ids(*names: str) -> list[int]:
         values = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in names]
@@ -90,6 +129,22 @@ def _byte_level(metadata: Mapping[str, object], pre: str, path: Path) -> Tokeniz
         eos_ids=ids("eos", "eot"),
         chat_template=template if isinstance(template, str) else None,
     )
+
+
+def _of_kinds(
+    metadata: Mapping[str, object], tokens: list[str], *kinds: int
+) -> dict[int, list[str]]:
+    """The tokens of each kind, in the order of ids."""
+    stored = metadata.get("tokenizer.ggml.token_type")
+    pairs = list(zip(tokens, stored if isinstance(stored, list) else [], strict=False))
+    return {kind: [token for token, found in pairs if found == kind] for kind in kinds}
+
+
+def _scores(metadata: Mapping[str, object], path: Path) -> list[float]:
+    values = metadata.get("tokenizer.ggml.scores")
+    if not isinstance(values, list) or not all(isinstance(value, float) for value in values):
+        raise ValueError(f"{path} has no list of numbers tokenizer.ggml.scores")
+    return values
 
 
 def _strings(metadata: Mapping[str, object], key: str, path: Path) -> list[str]:

@@ -11,7 +11,7 @@ from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
-_SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece spells a space inside a piece
+SPACE = "\N{LOWER ONE EIGHTH BLOCK}"  # how SentencePiece spells a space inside a piece
 
 # Both readings must agree on this and on a sample of the vocabulary before we trust ours.
 _PROBE = "Hello  world!\n\tfor i in range(10): x[i] += 3.14\r\nÀ la carte, 你好, naïve 🙂🙃 x²"
@@ -42,26 +42,20 @@ def read_spm(path: Path, *, legacy: bool) -> SentencePiece:
     control, unknown = processor.IsControl(ids), processor.IsUnknown(ids)
     special = [p for p, c, u in zip(pieces, control, unknown, strict=True) if c or u]
     byte = [p for p, b in zip(pieces, processor.IsByte(ids), strict=True) if b]
-    backend = Backend(
-        models.BPE(
-            vocab={piece: i for i, piece in enumerate(pieces)},
-            merges=_merges(pieces, processor.GetScore(ids), skip={*special, *byte}),
-            unk_token=pieces[processor.unk_id()],
-            fuse_unk=True,
-            byte_fallback=bool(byte),
-        )
-    )
+    unknown_piece = pieces[processor.unk_id()]
+    scores = processor.GetScore(ids)
+    backend = Backend(bpe(pieces, scores, whole=special, byte=byte, unknown=unknown_piece))
     if legacy:
         backend.normalizer = normalizers.Sequence(
-            [normalizers.Prepend(_SPACE), normalizers.Replace(" ", _SPACE)]
+            [normalizers.Prepend(SPACE), normalizers.Replace(" ", SPACE)]
         )
     else:
         backend.pre_tokenizer = pre_tokenizers.Metaspace(
-            replacement=_SPACE, prepend_scheme="first", split=False
+            replacement=SPACE, prepend_scheme="first", split=False
         )
     backend.decoder = decoders.Sequence(
         [
-            decoders.Replace(_SPACE, " "),
+            decoders.Replace(SPACE, " "),
             decoders.ByteFallback(),
             decoders.Fuse(),
             decoders.Strip(content=" ", left=1, right=0),
@@ -71,7 +65,7 @@ def read_spm(path: Path, *, legacy: bool) -> SentencePiece:
     sample = "".join(
         p for p in pieces[:: max(1, len(pieces) // 2000)] if p not in {*special, *byte}
     )
-    for text in (_PROBE, "a" + sample.replace(_SPACE, " ")):
+    for text in (_PROBE, "a" + sample.replace(SPACE, " ")):
         if backend.encode(text, add_special_tokens=False).ids != processor.EncodeAsIds(text):
             raise ValueError(
                 f"{path} is not a BPE model of Llama's kind; convert it to tokenizer.json with "
@@ -84,6 +78,27 @@ def read_spm(path: Path, *, legacy: bool) -> SentencePiece:
         "pad_token": processor.pad_id(),
     }
     return SentencePiece(backend, {name: pieces[i] for name, i in named.items() if i >= 0})
+
+
+def bpe(
+    pieces: list[str], scores: list[float], *, whole: list[str], byte: list[str], unknown: str
+) -> models.BPE:
+    """SentencePiece's BPE model.
+
+    Args:
+        pieces: the vocabulary in the order of ids.
+        scores: of each piece; the best one is merged first.
+        whole: pieces that are found as a whole, and no merges lead to.
+        byte: those that spell bytes.
+        unknown: the piece for what has no other.
+    """
+    return models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)},
+        merges=_merges(pieces, scores, skip={*whole, *byte}),
+        unk_token=unknown,
+        fuse_unk=True,
+        byte_fallback=bool(byte),
+    )
 
 
 def _merges(pieces: list[str], scores: list[float], skip: set[str]) -> list[tuple[str, str]]:

