@@ -4,12 +4,22 @@ No torch here: a recipe says what to build, and `zoo` builds it.
 """
 
 from recipes.placement import Placement, default_placement, exact_layers, parse_layers
-from recipes.schema import Layers, Recipe, find_recipe, names, parse_recipe, read_recipe
+from recipes.schema import (
+    Layers,
+    Recipe,
+    Search,
+    find_recipe,
+    names,
+    parse_recipe,
+    read_recipe,
+)
+from recipes.writing import recipe_text, write_recipe
 
 __all__ = [
     "Layers",
     "Placement",
     "Recipe",
+    "Search",
     "default_placement",
     "exact_layers",
     "find_recipe",
@@ -17,4 +27,6 @@ __all__ = [
     "parse_layers",
     "parse_recipe",
     "read_recipe",
+    "recipe_text",
+    "write_recipe",
 ]
