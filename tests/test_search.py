@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import recipes.writing
+import recipes
 from recipes import Layers, Placement, Recipe, Search, parse_recipe, recipe_text, write_recipe
 from recipes.placement import (
     SEARCHED,
@@ -199,7 +199,7 @@ def test_a_failed_write_leaves_the_old_recipe(
     def fail(*_: object) -> None:
         raise OSError("no room")
 
-    monkeypatch.setattr(recipes.writing.os, "replace", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(OSError, match="no room"):
         write_recipe(Recipe(name="other", base="b", eva={}, layers=Layers(exact=())), path)
     assert path.read_text() == before
@@ -232,7 +232,7 @@ def test_a_failed_write_leaves_the_old_recipe(
 def test_a_mistake_in_a_search_is_named(change: tuple[str, str], message: str) -> None:
     text = recipe_text(RECIPE)
     assert change[0] in text
-    with pytest.raises(ValueError, match="^recipe 'broken': ") as caught:
+    with pytest.raises(ValueError, match=r"^recipe 'broken': ") as caught:
         parse_recipe(text.replace(*change), name="broken")
     assert str(caught.value) == f"recipe 'broken': {message}"
 

@@ -18,6 +18,7 @@ from tools.info import info
 from tools.list import list_models
 from tools.passkey import passkey
 from tools.perplexity import perplexity
+from tools.place import place
 
 app = typer.Typer(
     add_completion=False, help="Hybrid language models with FlashEVA and full attention."
@@ -31,6 +32,7 @@ for name, command in (
     ("passkey", passkey),
     ("evaluate", evaluate),
     ("compare", compare),
+    ("place", place),
     ("export", export),
 ):
     app.command(name)(command)
