@@ -26,14 +26,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeVar, cast, get_args
+from typing import Literal, cast, get_args
 
 from recipes.placement import SEARCHED, Placement, Rule, check_layers, exact_layers
+from recipes.tables import Table
 
 Attention = Literal["eva_attention", "window_attention"]
 EvaValue = int | float | str | bool
-
-_T = TypeVar("_T")
 
 
 class EvaTable(Mapping[str, EvaValue]):
@@ -161,38 +160,12 @@ class Recipe:
         )
 
 
-class _Table:
-    """One table of the file: typed access, with errors that name a key in full."""
+def eva_table(values: dict[str, object]) -> EvaTable:
+    """An [eva] table, whose names and values `flasheva.EvaConfig` checks.
 
-    def __init__(self, values: dict[str, object], path: str, known: tuple[str, ...]) -> None:
-        self._values = values
-        self._path = path
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                where = f" in [{path}]" if path else ""
-                raise ValueError(f"unknown key {key!r}{where}; {hint}")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def get(
-        self, key: str, kind: type[_T] | tuple[type[_T], ...], what: str, default: _T | None = None
-    ) -> _T:
-        """The value of `key`; without a default, the key is required."""
-        path = f"{self._path}.{key}" if self._path else key
-        if key not in self._values:
-            if default is None:
-                raise ValueError(f"missing key {path!r}, {what}")
-            return default
-        value = self._values[key]
-        if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-            raise ValueError(f"{path} must be {what}, not {value!r}")
-        return value
-
-
-def _eva(values: dict[str, object]) -> EvaTable:
+    Raises:
+        ValueError: a value of a kind that none of them is.
+    """
     for key, value in values.items():
         if not isinstance(value, EvaValue):
             raise ValueError(f"eva.{key} must be a number, a string or a boolean, not {value!r}")
@@ -200,7 +173,7 @@ def _eva(values: dict[str, object]) -> EvaTable:
 
 
 def _placement(values: dict[str, object]) -> Placement:
-    table = _Table(values, "layers.placement", ("rule", "count", "seed"))
+    table = Table(values, "layers.placement", ("rule", "count", "seed"))
     return Placement(
         rule=cast(Rule, table.get("rule", str, "the name of a rule")),  # checked by Placement
         count=table.get("count", int, "an integer"),
@@ -209,7 +182,7 @@ def _placement(values: dict[str, object]) -> Placement:
 
 
 def _layers(values: dict[str, object]) -> Layers:
-    table = _Table(values, "layers", ("exact", "placement", "attention"))
+    table = Table(values, "layers", ("exact", "placement", "attention"))
     if ("exact" in table) == ("placement" in table):
         raise ValueError(
             f"[layers] has {'both' if 'exact' in table else 'neither'} of 'exact' and "
@@ -226,14 +199,11 @@ def _layers(values: dict[str, object]) -> Layers:
 
 def _search(values: dict[str, object]) -> Search:
     known = tuple(field.name for field in dataclasses.fields(Search))
-    table = _Table(values, "search", known)
+    table = Table(values, "search", known)
 
     def score(key: str) -> float | None:
         return float(table.get(key, (int, float), "a number")) if key in table else None
 
-    searched_on = table.get("searched_on", list, "an array of strings", [])
-    if not all(isinstance(line, str) for line in searched_on):
-        raise ValueError(f"search.searched_on must be an array of strings, not {searched_on!r}")
     return Search(
         rule=table.get("rule", str, "the name of a rule"),
         order=tuple(table.get("order", list, "an array of integers", [])),  # checked by Search
@@ -241,7 +211,7 @@ def _search(values: dict[str, object]) -> Search:
         score_none=score("score_none"),
         score_all=score("score_all"),
         items=table.get("items", int, "an integer", 0),
-        searched_on=tuple(searched_on),
+        searched_on=table.strings("searched_on"),
         command=table.get("command", str, "a string", ""),
     )
 
@@ -249,12 +219,12 @@ def _search(values: dict[str, object]) -> Search:
 def _parse(text: str, name: str, source: str) -> Recipe:
     try:
         known = ("base", "description", "eva", "layers", "search")
-        table = _Table(tomllib.loads(text), "", known)
+        table = Table(tomllib.loads(text), "", known)
         return Recipe(
             name=name,
             base=table.get("base", str, "the name of a model"),
             description=table.get("description", str, "a string", ""),
-            eva=_eva(table.get("eva", dict, "a table", {})),
+            eva=eva_table(table.get("eva", dict, "a table", {})),
             layers=_layers(table.get("layers", dict, "a table")),
             search=_search(table.get("search", dict, "a table")) if "search" in table else None,
         )

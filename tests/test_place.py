@@ -119,7 +119,7 @@ def test_halo_reads_common_sense_too(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.toml"
     options = ("--rule", "halo", "--n", 1, "--context", 1536, "--window", 64, "--windows", 2)
     arguments = (folder, "--budget", 1, "--out", out, *options)
-    place(*arguments, "--data", data, "--limit", 2, "--far", 40)
+    place(*arguments, "--data", data, "--limit", 2, "--far", 8)
     recipe = read_recipe(out)
     assert recipe.search is not None
     assert any("hellaswag" in line for line in recipe.search.searched_on)

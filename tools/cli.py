@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tools.ablate import ablate
 from tools.bench import app as bench
 from tools.chat import chat
 from tools.compare import compare
@@ -33,6 +34,7 @@ for name, command in (
     ("evaluate", evaluate),
     ("compare", compare),
     ("place", place),
+    ("ablate", ablate),
     ("export", export),
 ):
     app.command(name)(command)
