@@ -162,13 +162,16 @@ class CommonsenseScorer:
         self._batch_size, self._seed = batch_size, seed
 
     def steps(self, placements: int) -> int:
-        from tools.evaluation.harness import count_items
+        from tools.evaluation.harness import check_installed, count_items
 
+        check_installed()
         return placements * count_items(self._tasks, self._data, self._limit)
 
     def __call__(self, placements: Sequence[LayerSet], advance: Advance) -> Iterator[Scored]:
         from tools.evaluation.harness import run_harness
+        from tools.evaluation.harness.tasks import load_tasks
 
+        loaded = load_tasks(self._tasks, self._data)
         for layers in placements:
             with self._branches.placed(layers) as model:
                 outcomes = list(
@@ -182,6 +185,7 @@ class CommonsenseScorer:
                         batch_size=self._batch_size,
                         seed=self._seed,
                         advance=advance,
+                        loaded=loaded,
                     )
                 )
             right = [outcome for outcome in outcomes if outcome.metric == "acc"]
