@@ -9,14 +9,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from tools.benchmarks.plot import save
 from tools.display import print_table
 from tools.placement.summary import Summary, Value, summaries
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _Row = Mapping[str, object]
 _REFERENCES = ("none", "all")
@@ -140,28 +137,25 @@ def _draw_importance(path: Path, single: Sequence[Importance]) -> None:
 def _draw_windows(path: Path, found: Sequence[Summary]) -> None:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    _draw_map(left, found, "retrieval")
-    if all(x.perplexity is not None for x in found):
-        _draw_map(right, found, "perplexity")
-    figure.suptitle(f"{found[0].name}, {found[0].count} exact layers")
-    save(figure, path)
-
-
-def _draw_map(ax: "Axes", found: Sequence[Summary], metric: str) -> None:
     windows = sorted({cast("int", x.window) for x in found})
     chunks = sorted({cast("int", x.chunk) for x in found})
-    grid = [[float("nan")] * len(windows) for _ in chunks]
-    for x in found:
-        row, column = chunks.index(cast("int", x.chunk)), windows.index(cast("int", x.window))
-        value = _value(getattr(x, metric))
-        grid[row][column] = value
-        ax.text(column, row, f"{value:.2f}", ha="center", va="center", color="red")
-    ax.imshow(grid, aspect="auto", cmap="Greys")
-    ax.set_xticks(range(len(windows)), [str(x) for x in windows])
-    ax.set_yticks(range(len(chunks)), [str(x) for x in chunks])
-    ax.set(xlabel="window, tokens", ylabel="chunk, tokens", title=metric)
+    drawn = ["retrieval"]
+    if all(x.perplexity is not None for x in found):
+        drawn.append("perplexity")
+    figure = Figure(figsize=(1 + 4 * len(drawn), 4), layout="constrained")
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for ax, metric in zip(axes, drawn, strict=True):
+        grid = [[float("nan")] * len(windows) for _ in chunks]
+        for x in found:
+            row, column = chunks.index(cast("int", x.chunk)), windows.index(cast("int", x.window))
+            grid[row][column] = value = _value(getattr(x, metric))
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", color="red")
+        ax.imshow(grid, aspect="auto", cmap="Greys")
+        ax.set_xticks(range(len(windows)), [str(x) for x in windows])
+        ax.set_yticks(range(len(chunks)), [str(x) for x in chunks])
+        ax.set(xlabel="window, tokens", ylabel="chunk, tokens", title=metric)
+    figure.suptitle(f"{found[0].name}, {found[0].count} exact layers")
+    save(figure, path)
 
 
 def _map_of(found: Sequence[Summary]) -> list[Summary]:
