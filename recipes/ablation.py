@@ -68,6 +68,8 @@ class JudgeTable:
 
     Attributes:
         texts: prose of the judge half, each of which the tasks are scored with.
+        teacher_forcing: recall tasks are scored by whether each token of the answer is the most
+            likely one behind the true ones, all placements together; else by what is written.
         perplexity_text, window, windows: as `zoo perplexity`; None: no perplexity.
         speed: None: decoding is not timed.
     """
@@ -81,6 +83,7 @@ class JudgeTable:
     limit: int | None = None
     far: int = 1024
     batch_size: int = 16
+    teacher_forcing: bool = False
     perplexity_text: Path | None = None
     window: int = 2048
     windows: int = 8
@@ -198,6 +201,7 @@ def _judge(values: dict[str, object], folder: Path) -> JudgeTable:
         seed=_int(table, "seed", default.seed),
         far=_int(table, "far", default.far),
         batch_size=_int(table, "batch_size", default.batch_size),
+        teacher_forcing=table.get("teacher_forcing", bool, "true or false", False),
         window=_int(table, "window", default.window),
         windows=_int(table, "windows", default.windows),
         speed=_speed(table.get("speed", dict, "a table")) if "speed" in table else None,

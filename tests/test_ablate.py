@@ -162,6 +162,20 @@ def test_a_killed_sweep_goes_on_to_the_same_rows(done: Path, folder: Path, tmp_p
     assert out.read_bytes() == before
 
 
+def test_answers_can_be_scored_under_teacher_forcing(folder: Path, tmp_path: Path) -> None:
+    forced = ("tasks =", "teacher_forcing = true\ntasks =")
+    few = ('"uniform", "random", "greedy_kl"', '"uniform"')
+    recipe = write(tmp_path / "sweep.toml", folder, forced, few)
+    ablate(recipe)
+    rows = rows_of(tmp_path / "sweep.results.jsonl")
+    own = [x["case"] for x in rows if x["metric"] != "importance"]
+    assert len([x for x in rows if x["metric"] == "cache_bytes"]) == 1 + 2 * 3
+    assert all(case["teacher_forcing"] for case in own)
+    samples = [rows_of(path) for path in (tmp_path / "sweep.work" / "samples").iterdir()]
+    assert len(samples) == 1 + 2 * 3
+    assert all(len(x) == 6 and {y["metric"] for y in x} == {"accuracy"} for x in samples)
+
+
 def test_the_table_and_the_plots_are_made_of_the_rows(done: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shown = ablate(done, "--report-only", "--plot", tmp_path / "plots").out

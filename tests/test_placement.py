@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor
 from recipes.placement import LayerSet
 from tests.tiny import FAMILIES, SHORT_WINDOW, VOCAB_SIZE, hf_config, make_model
 from tools.evaluation.generating import ModelWriter
+from tools.evaluation.record import Record
 from tools.evaluation.samples import Sample
 from tools.placement.branches import FULL, Branches
+from tools.placement.forced import score_together
 from tools.placement.gates import GateStep, by_gate, learn_gates, penalty
 from tools.placement.objectives import Batch, Divergence, Head, Perplexity, Retrieval
 from tools.placement.scoring import Scored, SweepScorer
 from tools.placement.sweep import blocks_run, sweep
 from tools.scoring.perplexity import measure_perplexity
+from tools.scoring.tokens import score_tokens
 from zoo import CausalLM
 
 DEPTH = 5
@@ -208,6 +212,41 @@ def test_an_answer_is_right_when_all_its_tokens_are() -> None:
         (scored,) = scores_of(branches, Retrieval([sample]), [(2,)])
         (cell,) = scored.cells.values()
         assert cell["accuracy"] == accuracy
+
+
+def test_answers_are_scored_together_and_once(tmp_path: Path) -> None:
+    branches, written = make_branches(), []
+    # What each placement writes itself is right under it; some of it under another one, too.
+    for number, exact in enumerate(PLACEMENTS[:5] * 2):
+        with branches.placed(exact) as model, torch.inference_mode():
+            row = ids_of(1, 30, seed=number)[0].tolist()
+            for _ in range(2):
+                row.append(int(model(torch.tensor([row]))[0, -1].argmax()))
+        values = {"prompt_ids": row[:30], "answer_ids": row[30:], "item": f"{number}"}
+        written.append(Sample(**{**vars(samples()[0]), **values}))
+    asked = list(dict.fromkeys(PLACEMENTS))
+
+    def score() -> dict[LayerSet, list[float]]:
+        records = [(x, Record(tmp_path / f"{x}.jsonl", "m", {"layers": x})) for x in asked]
+        score_together(branches, written, records, 3, steps.append)
+        return {
+            layers: [x.value for x in sorted(record, key=lambda x: int(x.item))]
+            for layers, record in records
+        }
+
+    steps: list[int] = []
+    found = score()
+    for layers in asked:
+        model = loaded_with(branches, "llama", layers)
+        rows = torch.tensor([[*x.prompt_ids, *x.answer_ids] for x in written])
+        assert found[layers] == score_tokens(model, rows, first=30).greedy.all(1).tolist()
+        assert sum(found[layers]) >= (2 if layers in PLACEMENTS[:5] else 0)
+    assert 0 < sum(sum(x) for x in found.values()) < len(asked) * len(written)
+    kept = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    (tmp_path / "(3,).jsonl").unlink()
+    assert score() == found  # the others were not computed again
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    assert sum(steps) == 2 * len(asked) * len(written)
 
 
 def test_perplexity_is_that_of_zoo_perplexity() -> None:

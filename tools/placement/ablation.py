@@ -15,7 +15,8 @@ from tools.measurement import implementation, model_case
 from tools.model_options import RuntimeOptions, SourceOptions
 from tools.placement.branches import Branches
 from tools.placement.candidates import Candidates
-from tools.placement.judge import Judge, ResultRows
+from tools.placement.judge import Judge
+from tools.placement.result_rows import ResultRows
 from tools.placement.searcher import Progress, Searcher
 from tools.placement.settings import SearchSettings
 from tools.placement.target import branches_of, search_case, text_filler
@@ -113,11 +114,14 @@ def run_ablation(
         for settings in judge.settings:
             check_tasks(ablation.judge.tasks, settings)
             check_contexts(ablation.model, branches.model.config, settings)
-        if number == 0:
-            judge.judge(branches, branches.layers, Point(ALL, depth).case())
         with _Sweep(ablation, branches, runtime, work, progress) as sweep:
-            for point in points(ablation, depth):
-                judge.judge(branches, sweep.layers(point), point.case())
+            placed = [(point, sweep.layers(point)) for point in points(ablation, depth)]
+            if number == 0:
+                placed.insert(0, (Point(ALL, depth), branches.layers))
+            left = [x for x in placed if not judge.is_done(branches, x[1], x[0].case())]
+            judge.prepare(branches, [layers for _, layers in left])
+            for point, layers in left:
+                judge.judge(branches, layers, point.case())
             if number == 0:
                 sweep.importance(rows)
         del branches, judge, sweep

@@ -4,18 +4,14 @@ The tasks are those of `zoo evaluate`, with the judge half of wordings and fille
 kept as rows of results, and the outcomes of items as samples, so that a killed run goes on.
 """
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import cast
-
-import torch
 
 from recipes.ablation import JudgeTable
 from recipes.placement import LayerSet
-from tools.entry import command_line
-from tools.evaluation.jobs import jobs
+from tools.evaluation.jobs import jobs, recall_samples
 from tools.evaluation.outcome import Outcome, Score, score
 from tools.evaluation.recall import RECALL
 from tools.evaluation.recall.fillers import Filler
@@ -25,9 +21,11 @@ from tools.evaluation.suite import Settings
 from tools.measurement import implementation, model_case
 from tools.model_options import RuntimeOptions
 from tools.placement.branches import Branches
+from tools.placement.forced import score_together
+from tools.placement.result_rows import ResultRows
 from tools.placement.searcher import Progress
 from tools.placement.target import text_filler
-from tools.results import append_result, device_name
+from tools.results import device_name
 from tools.scoring.perplexity import cut_windows, measure_perplexity
 from tools.text_files import read_text
 from zoo import CausalLM
@@ -35,57 +33,6 @@ from zoo import CausalLM
 # Of the tasks that hide things in prose only, each text gives prompts of its own.
 _WITHOUT_PROSE = ("passkey",)
 LAST = "cache_bytes"  # what is recorded of a point when all else is
-
-
-class ResultRows:
-    """A file of results, without the same measurement twice.
-
-    Args:
-        path: the file.
-        device: where everything is measured.
-    """
-
-    def __init__(self, path: Path, device: torch.device) -> None:
-        self._path, self._device = path, device
-        self._there: set[str] = set()
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                    self._there.add(_key(row["case"], row["metric"], row["device"]))
-                except (ValueError, KeyError, TypeError):
-                    continue  # cut by a kill
-
-    def has(self, case: Mapping[str, object], metric: str) -> bool:
-        """Whether this was measured, here or in an earlier run on such a device."""
-        return _key(case, metric, device_name(self._device)) in self._there
-
-    def add(
-        self,
-        case: Mapping[str, object],
-        metric: str,
-        value: float,
-        *,
-        impl: str,
-        unit: str = "",
-        spread: float | None = None,
-    ) -> None:
-        """Adds a row, unless it is there."""
-        if self.has(case, metric):
-            return
-        append_result(
-            self._path,
-            bench="placement",
-            case=case,
-            impl=impl,
-            metric=metric,
-            value=value,
-            unit=unit,
-            spread=spread,
-            device=self._device,
-            command=command_line(),
-        )
-        self._there.add(_key(case, metric, device_name(self._device)))
 
 
 class Judge:
@@ -145,8 +92,7 @@ class Judge:
         with branches.placed(layers) as model:
             longest = max(self._table.contexts)
             impl = implementation(model, self._runtime.impl, longest)
-            case = model_case(self._name, model) | dict(point) | {"judge_seed": self._table.seed}
-            cost = case | {"context": longest, "batch": 1}
+            case, cost = self._cases(model, point)
             if self._rows.has(cost, LAST):
                 return
             outcomes = self._tasks(model, case, impl, f"{point['rule']} {point['count']}")
@@ -165,26 +111,66 @@ class Judge:
             bytes_ = model.new_cache(1, longest).nbytes
             self._rows.add(cost, LAST, bytes_, impl=impl, unit="B")
 
+    def is_done(self, branches: Branches, layers: LayerSet, point: Mapping[str, object]) -> bool:
+        """Whether everything about a placement is recorded."""
+        with branches.placed(layers) as model:
+            return self._rows.has(self._cases(model, point)[1], LAST)
+
+    def _cases(
+        self, model: CausalLM, point: Mapping[str, object]
+    ) -> tuple[dict[str, object], dict[str, object]]:
+        """What all rows of a point say, and what that of its cache says."""
+        case = model_case(self._name, model) | dict(point) | {"judge_seed": self._table.seed}
+        case |= self._way()
+        return case, case | {"context": max(self._table.contexts), "batch": 1}
+
+    def prepare(self, branches: Branches, placements: Sequence[LayerSet]) -> None:
+        """Scores the recall tasks of all placements together, where the table asks for that."""
+        tasks = [task for task in self._table.tasks if task in RECALL]
+        if not self._table.teacher_forcing or not tasks:
+            return
+        with ExitStack() as stack:
+            records = []
+            for layers in dict.fromkeys(placements):
+                with branches.placed(layers) as model:
+                    records.append((layers, stack.enter_context(self._record(model))))
+            for settings, task in self._parts(tasks):
+                samples = recall_samples(task, branches.model, self._name, settings)
+                title = f"{task}, {len(records)} placements"
+                with self._progress(title, len(records) * len(samples)) as advance:
+                    score_together(branches, samples, records, settings.batch_size, advance)
+
+    def _record(self, model: CausalLM) -> Record:
+        """The outcomes of a placed model; the rule says nothing about what it answers."""
+        impl = implementation(model, self._runtime.impl, max(self._table.contexts))
+        own = model_case(self._name, model) | {"impl": impl, "seed": self._table.seed}
+        own |= {"device": device_name(model.device)} | self._way()
+        return Record(self._samples / f"{case_digest(own)}.jsonl", self._name, own)
+
+    def _way(self) -> dict[str, object]:
+        """What rows and samples say of how answers are scored."""
+        return {"teacher_forcing": True} if self._table.teacher_forcing else {}
+
+    def _parts(self, tasks: Sequence[str]) -> Iterator[tuple[Settings, str]]:
+        for number, settings in enumerate(self._settings):
+            for task in tasks:
+                if not number or (task in RECALL and task not in _WITHOUT_PROSE):
+                    yield settings, task
+
     def _tasks(
         self, model: CausalLM, case: Mapping[str, object], impl: str, title: str
     ) -> list[Outcome]:
         table = self._table
-        own = model_case(self._name, model)  # the rule says nothing about what a model answers
-        own |= {"impl": impl, "device": device_name(model.device), "seed": table.seed}
-        path = self._samples / f"{case_digest(own)}.jsonl"
-        with Record(path, self._name, own) as record:
-            for number, settings in enumerate(self._settings):
-                for task in table.tasks:
-                    if number and (task in _WITHOUT_PROSE or task not in RECALL):
-                        continue
-                    for job in jobs(task, model, self._name, settings):
-                        with self._progress(f"{title}: {job.title}", job.total) as advance:
-                            found = run_job(job, record, advance)
-                        for x in found:
-                            row = dict(case) | {"task": x.task, "cell": dict(x.cell)}
-                            row |= dict(job.case) | {"n": x.n, "batch": table.batch_size}
-                            row |= {} if table.limit is None else {"limit": table.limit}
-                            self._rows.add(row, x.metric, x.value, impl=impl, spread=x.error)
+        with self._record(model) as record:
+            for settings, task in self._parts(table.tasks):
+                for job in jobs(task, model, self._name, settings):
+                    with self._progress(f"{title}: {job.title}", job.total) as advance:
+                        found = run_job(job, record, advance)
+                    for x in found:
+                        row = dict(case) | {"task": x.task, "cell": dict(x.cell)}
+                        row |= dict(job.case) | {"n": x.n, "batch": table.batch_size}
+                        row |= {} if table.limit is None else {"limit": table.limit}
+                        self._rows.add(row, x.metric, x.value, impl=impl, spread=x.error)
             return list(record)
 
     def _perplexity(self, model: CausalLM, case: Mapping[str, object], impl: str) -> None:
@@ -240,8 +226,3 @@ def retrieval_score(outcomes: Sequence[Outcome]) -> Score | None:
     found = score(right)
     assert math.isfinite(found.value)
     return found
-
-
-def _key(case: Mapping[str, object], metric: str, device: str) -> str:
-    plain = cast("dict[str, object]", json.loads(json.dumps(dict(case))))
-    return json.dumps([plain, metric, device], sort_keys=True)

@@ -71,6 +71,9 @@ class Retrieval:
     Args:
         samples: from tools/evaluation; their prompt and answer are read as one row.
         name: in records.
+
+    Attributes:
+        samples: in the order in which batches have them.
     """
 
     needs_all = False
@@ -80,14 +83,14 @@ class Retrieval:
         if not samples:
             raise ValueError("a search for retrieval needs prompts, and there are none")
         # By length, so that no row is padded far; equal ones stay in the order of their cells.
-        self._samples = sorted(samples, key=_size)
+        self.samples = sorted(samples, key=_size)
 
     def __len__(self) -> int:
-        return len(self._samples)
+        return len(self.samples)
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
-        for start in range(0, len(self._samples), batch_size):
-            part = self._samples[start : start + batch_size]
+        for start in range(0, len(self.samples), batch_size):
+            part = self.samples[start : start + batch_size]
             width = max(map(_size, part))
             first = min(len(sample.prompt_ids) for sample in part)
             ids = torch.zeros(len(part), width, dtype=torch.int64)

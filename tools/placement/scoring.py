@@ -90,17 +90,24 @@ class SweepScorer:
 
     def __call__(self, placements: Sequence[LayerSet], advance: Advance) -> Iterator[Scored]:
         found: list[list[dict[str, float]]] = [[] for _ in placements]
-        groups = [list(placements)] if self._share else [[layers] for layers in placements]
         for batch in self._batches:
-            first = 0
-            for group in groups:
-                for index, values in self._run(batch, group):
-                    found[first + index] += values
-                first += len(group)
-                advance(len(group))
+            for index, values in self.batch(batch, placements, advance):
+                found[index] += values
         cells = [cell for batch in self._batches for cell in batch.cells]
         for layers, values in zip(placements, found, strict=True):
             yield _summary(layers, values, cells)
+
+    def batch(
+        self, batch: Batch, placements: Sequence[LayerSet], advance: Advance
+    ) -> Iterator[tuple[int, list[dict[str, float]]]]:
+        """The index of each placement, and the values of each row of a batch under it."""
+        groups = [list(placements)] if self._share else [[layers] for layers in placements]
+        first = 0
+        for group in groups:
+            for index, values in self._run(batch, group):
+                yield first + index, values
+            first += len(group)
+            advance(len(group))
 
     def _run(
         self, batch: Batch, placements: Sequence[LayerSet]
