@@ -15,6 +15,7 @@ from tools.placement.ablation import Point, points
 from tools.placement.judge import retrieval_score
 from tools.placement.summary import placement_rows, summaries
 
+pytestmark = pytest.mark.usefixtures("short_prose")
 DEPTH = 3
 TEXT = " ".join(f"Sentence {i} says little." for i in range(300))
 RECIPE = """

@@ -13,6 +13,7 @@ from tests.command_line import Run, assert_mistake, run, save
 from tests.harness_inputs import write_data
 from tests.tiny import SHORT_WINDOW, hf_config
 
+pytestmark = pytest.mark.usefixtures("short_prose")
 CONTEXT = 512
 DEPTH = 4
 SMALL = ("--context", CONTEXT, "--n", 1, "--window", 64, "--windows", 2, "--batch-size", 4)
@@ -112,6 +113,7 @@ def test_every_rule_gives_a_recipe(folder: Path, tmp_path: Path, rule: str) -> N
         assert found["score_all"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.slow  # loads lm-evaluation-harness
 def test_halo_reads_common_sense_too(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     (tmp_path / "data").mkdir()
