@@ -12,12 +12,22 @@ from recipes.placement import (
     parse_layers,
     sliding_layers,
 )
-from recipes.schema import Layers, Recipe, find_recipe, names, parse_recipe, read_recipe
+from recipes.schema import (
+    Layers,
+    Recipe,
+    Search,
+    find_recipe,
+    names,
+    parse_recipe,
+    read_recipe,
+)
+from recipes.writing import recipe_text, write_recipe
 
 __all__ = [
     "Layers",
     "Placement",
     "Recipe",
+    "Search",
     "default_placement",
     "exact_layers",
     "find_recipe",
@@ -27,5 +37,7 @@ __all__ = [
     "parse_layers",
     "parse_recipe",
     "read_recipe",
+    "recipe_text",
     "sliding_layers",
+    "write_recipe",
 ]

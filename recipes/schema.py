@@ -11,25 +11,35 @@
     exact = [7, 18, 23]                   # the layers that keep full attention, may be []; or
     # placement = { rule = "uniform", count = 5 }
     attention = "eva_attention"           # of the other layers; or "window_attention"
+    [search]                              # optional: how `exact` was found; `zoo place` writes it
+    rule = "greedy_retrieval"
+    order = [18, 7, 23]                   # the layers as they were taken
 
 Names and values inside [eva] are checked by `flasheva.EvaConfig`, which needs torch; this
 package imports none.
 """
 
+import dataclasses
 import difflib
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal, TypeVar, cast, get_args
+from typing import Literal, cast, get_args
 
-from recipes.placement import Placement, Rule, check_layers, exact_layers, layer_types
+from recipes.placement import (
+    SEARCHED,
+    Placement,
+    Rule,
+    check_layers,
+    exact_layers,
+    layer_types,
+)
+from recipes.tables import Table
 
 Attention = Literal["eva_attention", "window_attention"]
 EvaValue = int | float | str | bool
-
-_T = TypeVar("_T")
 
 
 class EvaTable(Mapping[str, EvaValue]):
@@ -75,6 +85,40 @@ class Layers:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Search:
+    """How a list of exact layers was found. It changes nothing about the model.
+
+    Attributes:
+        rule: one of `recipes.placement.SEARCHED`.
+        order: the layers as they were taken, the first one first.
+        score: of the layers together, higher is better; None where it was not computed.
+        score_none, score_all: of no exact layer and of all of them, or None.
+        items: prompts or windows that the score is a mean over; 0 where nobody says.
+        searched_on: what these were, a line each.
+        command: what searched, as one would type it.
+
+    Raises:
+        ValueError: an unknown rule, negative or repeated layers.
+    """
+
+    rule: str
+    order: tuple[int, ...] = ()
+    score: float | None = None
+    score_none: float | None = None
+    score_all: float | None = None
+    items: int = 0
+    searched_on: tuple[str, ...] = ()
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.rule not in SEARCHED:
+            near = difflib.get_close_matches(self.rule, SEARCHED, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(SEARCHED)}"
+            raise ValueError(f"search.rule must be a searched rule, not {self.rule!r}; {hint}")
+        check_layers(self.order)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a pretrained model becomes a hybrid.
 
@@ -84,6 +128,10 @@ class Recipe:
         eva: fields of `flasheva.EvaConfig`, read-only; what is absent takes its default there.
         layers: which layers stay exact, and what the others are.
         description: one sentence for lists, may be empty.
+        search: how the exact layers were found, or None.
+
+    Raises:
+        ValueError: `search` found other layers than those listed.
     """
 
     name: str
@@ -91,6 +139,17 @@ class Recipe:
     eva: Mapping[str, EvaValue]
     layers: Layers
     description: str = ""
+    search: Search | None = None
+
+    def __post_init__(self) -> None:
+        if self.search is None or not self.search.order:
+            return
+        exact = self.layers.exact
+        if isinstance(exact, Placement) or sorted(self.search.order) != sorted(exact):
+            raise ValueError(
+                f"search.order {list(self.search.order)} has other layers than layers.exact; a "
+                "placement that was changed by hand has no [search]"
+            )
 
     def layer_types(self, num_layers: int, sliding: Collection[int] = ()) -> tuple[str, ...]:
         """The type of each layer: "full_attention" where exact, `layers.attention` elsewhere.
@@ -107,36 +166,12 @@ class Recipe:
         return layer_types(exact, num_layers, self.layers.attention, sliding)
 
 
-class _Table:
-    """One table of the file: typed access, with errors that name a key in full."""
+def eva_table(values: dict[str, object]) -> EvaTable:
+    """An [eva] table, whose names and values `flasheva.EvaConfig` checks.
 
-    def __init__(self, values: dict[str, object], path: str, known: tuple[str, ...]) -> None:
-        self._values = values
-        self._path = path
-        for key in values:
-            if key not in known:
-                near = difflib.get_close_matches(key, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-                where = f" in [{path}]" if path else ""
-                raise ValueError(f"unknown key {key!r}{where}; {hint}")
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._values
-
-    def get(self, key: str, kind: type[_T], what: str, default: _T | None = None) -> _T:
-        """The value of `key`; without a default, the key is required."""
-        path = f"{self._path}.{key}" if self._path else key
-        if key not in self._values:
-            if default is None:
-                raise ValueError(f"missing key {path!r}, {what}")
-            return default
-        value = self._values[key]
-        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-            raise ValueError(f"{path} must be {what}, not {value!r}")
-        return value
-
-
-def _eva(values: dict[str, object]) -> EvaTable:
+    Raises:
+        ValueError: a value of a kind that none of them is.
+    """
     for key, value in values.items():
         if not isinstance(value, EvaValue):
             raise ValueError(f"eva.{key} must be a number, a string or a boolean, not {value!r}")
@@ -144,7 +179,7 @@ def _eva(values: dict[str, object]) -> EvaTable:
 
 
 def _placement(values: dict[str, object]) -> Placement:
-    table = _Table(values, "layers.placement", ("rule", "count", "seed"))
+    table = Table(values, "layers.placement", ("rule", "count", "seed"))
     return Placement(
         rule=cast(Rule, table.get("rule", str, "the name of a rule")),  # checked by Placement
         count=table.get("count", int, "an integer"),
@@ -153,7 +188,7 @@ def _placement(values: dict[str, object]) -> Placement:
 
 
 def _layers(values: dict[str, object]) -> Layers:
-    table = _Table(values, "layers", ("exact", "placement", "attention"))
+    table = Table(values, "layers", ("exact", "placement", "attention"))
     if ("exact" in table) == ("placement" in table):
         raise ValueError(
             f"[layers] has {'both' if 'exact' in table else 'neither'} of 'exact' and "
@@ -168,15 +203,36 @@ def _layers(values: dict[str, object]) -> Layers:
     return Layers(exact=exact, attention=cast(Attention, attention))  # checked by Layers
 
 
+def _search(values: dict[str, object]) -> Search:
+    known = tuple(field.name for field in dataclasses.fields(Search))
+    table = Table(values, "search", known)
+
+    def score(key: str) -> float | None:
+        return float(table.get(key, (int, float), "a number")) if key in table else None
+
+    return Search(
+        rule=table.get("rule", str, "the name of a rule"),
+        order=tuple(table.get("order", list, "an array of integers", [])),  # checked by Search
+        score=score("score"),
+        score_none=score("score_none"),
+        score_all=score("score_all"),
+        items=table.get("items", int, "an integer", 0),
+        searched_on=table.strings("searched_on"),
+        command=table.get("command", str, "a string", ""),
+    )
+
+
 def _parse(text: str, name: str, source: str) -> Recipe:
     try:
-        table = _Table(tomllib.loads(text), "", ("base", "description", "eva", "layers"))
+        known = ("base", "description", "eva", "layers", "search")
+        table = Table(tomllib.loads(text), "", known)
         return Recipe(
             name=name,
             base=table.get("base", str, "the name of a model"),
             description=table.get("description", str, "a string", ""),
-            eva=_eva(table.get("eva", dict, "a table", {})),
+            eva=eva_table(table.get("eva", dict, "a table", {})),
             layers=_layers(table.get("layers", dict, "a table")),
+            search=_search(table.get("search", dict, "a table")) if "search" in table else None,
         )
     except ValueError as error:  # also of tomllib
         raise ValueError(f"{source}: {error}") from None

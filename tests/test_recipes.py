@@ -126,7 +126,7 @@ def test_a_recipe_cannot_be_changed_but_copied_and_pickled() -> None:
         ),
         (
             ("description", "zzz"),
-            "unknown key 'zzz'; known: base, description, eva, layers",
+            "unknown key 'zzz'; known: base, description, eva, layers, search",
         ),
         (('base = "smollm2-135m"', ""), "missing key 'base', the name of a model"),
         ((GOOD[GOOD.index("[layers]") :], ""), "missing key 'layers', a table"),

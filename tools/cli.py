@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tools.ablate import ablate
 from tools.bench import app as bench
 from tools.chat import chat
 from tools.compare import compare
@@ -18,6 +19,7 @@ from tools.info import info
 from tools.list import list_models
 from tools.passkey import passkey
 from tools.perplexity import perplexity
+from tools.place import place
 
 app = typer.Typer(
     add_completion=False, help="Hybrid language models with FlashEVA and full attention."
@@ -31,6 +33,8 @@ for name, command in (
     ("passkey", passkey),
     ("evaluate", evaluate),
     ("compare", compare),
+    ("place", place),
+    ("ablate", ablate),
     ("export", export),
 ):
     app.command(name)(command)

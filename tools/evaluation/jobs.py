@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 from tools.evaluation.outcome import Outcome
 from tools.evaluation.recall import RECALL
-from tools.evaluation.recall.fillers import prose_fillers, repeated_fillers
+from tools.evaluation.recall.fillers import Filler, prose_fillers, repeated_fillers
 from tools.evaluation.recall.request import Request
 from tools.evaluation.record import Key, cell_text, key_of
+from tools.evaluation.samples import Sample
 from tools.evaluation.suite import HUB, POSITIONS, Settings, check_contexts, position_text
 
 if TYPE_CHECKING:
@@ -69,25 +70,38 @@ def _contexts(task: str, model: "CausalLM", settings: Settings) -> tuple[int, ..
     return own or (longest,)
 
 
-def _recall_job(task: str, model: "CausalLM", name: str, settings: Settings) -> Job:
-    from tools.evaluation.generating import ModelWriter, run_samples
+def recall_samples(task: str, model: "CausalLM", name: str, settings: Settings) -> list[Sample]:
+    """The samples of a recall task.
 
+    Raises:
+        ValueError: the model has no tokenizer, or a file or filler is too short or broken.
+    """
     if model.tokenizer is None:
         raise ValueError(f"{task} needs a tokenizer, which {name} does not have")
     n = settings.n if settings.limit is None else min(settings.n, settings.limit)
-    repeated = repeated_fillers(settings.split)
-    prose = prose_fillers(settings.split, settings.search_text, settings.judge_text)
     request = Request(
         tokenizer=model.tokenizer,
         contexts=_contexts(task, model, settings),
         n=n,
         seed=settings.seed,
         split=settings.split,
-        repeated=repeated,
-        prose=prose,
+        repeated=repeated_fillers(settings.split),
+        prose=prose_fillers(settings.split, settings.search_text, settings.judge_text),
         data=settings.data,
     )
-    samples = list(RECALL[task].draw(request))
+    return list(RECALL[task].draw(request))
+
+
+def _fillers(settings: Settings) -> tuple[Filler, ...]:
+    prose = prose_fillers(settings.split, settings.search_text, settings.judge_text)
+    return (*repeated_fillers(settings.split), *prose)
+
+
+def _recall_job(task: str, model: "CausalLM", name: str, settings: Settings) -> Job:
+    from tools.evaluation.generating import ModelWriter, run_samples
+
+    samples = recall_samples(task, model, name, settings)
+    fillers = _fillers(settings)
     names = {(sample.task, cell_text(sample.cell), sample.item) for sample in samples}
     metrics = ("accuracy", "log_likelihood") if settings.log_likelihood else ("accuracy",)
 
@@ -110,7 +124,7 @@ def _recall_job(task: str, model: "CausalLM", name: str, settings: Settings) -> 
         run=run,
         covers=covers,
         reports=RECALL[task].reports,
-        case={"split": settings.split, "fillers": [x.name for x in (*repeated, *prose)]},
+        case={"split": settings.split, "fillers": [x.name for x in fillers]},
     )
 
 

@@ -14,6 +14,7 @@ from tools.evaluation.outcome import Outcome
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
+    from lm_eval.api.task import Task
 
     from zoo import CausalLM
 
@@ -37,6 +38,7 @@ def run_harness(
     done: Done = frozenset(),
     advance: Callable[[int], None] = lambda items: None,
     hay: str | None = None,
+    loaded: "Mapping[str, Task] | None" = None,
 ) -> Iterator[Outcome]:
     """Scores tasks; outcomes come as soon as they are there, so that a stopped run can go on.
 
@@ -52,6 +54,8 @@ def run_harness(
         done: (task, item, metric) that are not to be computed again.
         advance: called with the number of items that are settled.
         hay: the unrelated text; None: WikiText from `data`.
+        loaded: these tasks, for who scores many models: to load them takes seconds; from
+            `tools.evaluation.harness.tasks.load_tasks`.
 
     Yields:
         One outcome for each item and metric, of the cell {"far": far}. The mean of a perplexity is
@@ -79,7 +83,7 @@ def run_harness(
     passages = None
     if far:
         passages = UnrelatedText(_wikitext(data) if hay is None else hay, far, seed)
-    loaded = load_tasks(tasks, data)
+    loaded = load_tasks(tasks, data) if loaded is None else loaded
     for task_name, task in loaded.items():
         if far and task.OUTPUT_TYPE == "loglikelihood_rolling":
             raise ValueError(f"{task_name} is a long text: score it with far 0, not {far}")

@@ -61,7 +61,7 @@ class Request:
 
 
 # Tasks share fillers, and the tokens of a long text take a second.
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=16)
 def _rows(tokenizer: "Tokenizer", filler: Filler, context: int) -> Rows:
     return Rows(tokenizer, filler.text, context, repeat=filler.repeats)
 

@@ -17,6 +17,20 @@ from typing import Literal, TypeGuard, get_args
 Rule = Literal["uniform", "first", "last", "random"]
 
 _SLIDING = "sliding_attention"  # Hugging Face's name
+
+# Rules that need a model: `zoo place` runs them and writes the layers that they find.
+SEARCHED = (
+    "greedy_retrieval",
+    "greedy_perplexity",
+    "greedy_kl",
+    "restore_retrieval",
+    "restore_perplexity",
+    "restore_kl",
+    "halo",
+    "gates_retrieval",
+    "gates_kl",
+)
+
 # Four digits are enough for any depth, and "0-999999999999" cannot fill the memory.
 _LAYER_OR_RANGE = re.compile(r"([0-9]{1,4})(?:\s*-\s*([0-9]{1,4}))?")
 
@@ -40,6 +54,11 @@ class Placement:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if self.rule in SEARCHED:
+            raise ValueError(
+                f"rule {self.rule!r} is a search over a model; run it with `zoo place` and list "
+                "the layers that it finds in `exact`"
+            )
         if self.rule not in get_args(Rule):
             rules = ", ".join(repr(rule) for rule in get_args(Rule))
             raise ValueError(f"rule must be one of {rules}, not {self.rule!r}")

@@ -1,0 +1,202 @@
+"""`zoo place`: the recipe that it writes, what it records, and that a killed search goes on."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import zoo
+from recipes import read_recipe
+from recipes.placement import SEARCHED
+from tests.command_line import Run, assert_mistake, run, save
+from tests.harness_inputs import write_data
+from tests.tiny import SHORT_WINDOW, hf_config
+
+pytestmark = pytest.mark.usefixtures("short_prose")
+CONTEXT = 512
+DEPTH = 4
+SMALL = ("--context", CONTEXT, "--n", 1, "--window", 64, "--windows", 2, "--batch-size", 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with full attention everywhere."""
+    config = hf_config(
+        "llama",
+        num_hidden_layers=DEPTH,
+        max_position_embeddings=2048,
+        eva=SHORT_WINDOW.to_dict(),
+    )
+    return save(tmp_path_factory.mktemp("models") / "full", config)
+
+
+def place(*arguments: object) -> Run:
+    done = run("place", *arguments)
+    assert done.code == 0, done.err
+    return done
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_searched_recipe_is_one_that_loads(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.toml"
+    shown = place(folder, "--budget", 2, "--out", out, *SMALL, "--window-size", 16).out
+    recipe = read_recipe(out)
+    assert recipe.search is not None
+    assert recipe.search.rule == "greedy_retrieval"
+    assert recipe.search.command.startswith("zoo place ")
+    assert recipe.search.items == 4 * 2  # wordings, and of fillers one that repeats and one prose
+    assert any("magic, passkey, locker, ticket" in line for line in recipe.search.searched_on)
+    exact = recipe.layers.exact
+    assert isinstance(exact, tuple)
+    assert len(exact) == 2
+    model = zoo.load(out)
+    full = tuple(i for i, x in enumerate(model.config.layer_types) if x == "full_attention")
+    assert full == exact
+    assert model.config.eva.window_size == 16
+    assert f"exact layers {exact[0]}, {exact[1]}" in shown
+    # Every set of a greedy search of two rounds, and none and all for comparison.
+    scored = lines_of(tmp_path / "mine.candidates.jsonl")
+    sets = [tuple(x["layers"]) for x in scored]
+    assert len(sets) == len(set(sets)) == DEPTH + (DEPTH - 1) + 2
+    best = max((x for x in scored if len(x["layers"]) == 2), key=lambda x: x["score"])
+    assert (tuple(best["layers"]), best["score"]) == (exact, recipe.search.score)
+    assert {x["n"] for x in scored} == {8}
+    assert all(set(cell) == {"score", "accuracy"} for cell in best["cells"].values())
+
+
+def test_a_killed_search_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "mine.toml", tmp_path / "kept.jsonl"
+    arguments = (folder, "--budget", 2, "--out", out, "--candidates", kept, *SMALL)
+    place(*arguments)
+    recipe, whole = out.read_text(), kept.read_bytes()
+    out.unlink()
+    lines = whole.splitlines(keepends=True)
+    kept.write_bytes(b"".join(lines[:5]) + lines[5][:40])  # a kill cuts anywhere
+    place(*arguments)
+    assert out.read_text() == recipe
+    after = kept.read_bytes()
+    assert after.startswith(b"".join(lines[:5]))
+    again = [line for line in after.splitlines() if line.endswith(b"}")]
+    assert again == whole.splitlines()
+    place(*arguments)  # and once more there is nothing to do
+    assert kept.read_bytes() == after
+
+
+def test_scores_of_other_settings_are_not_taken_for_ones_own(folder: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "mine.toml", tmp_path / "kept.jsonl"
+    arguments = (folder, "--budget", 1, "--out", out, "--candidates", kept, *SMALL)
+    place(*arguments)
+    before = len(lines_of(kept))
+    place(*arguments, "--seed", 1)
+    assert len(lines_of(kept)) == 2 * before
+    assert len({x["case"] for x in lines_of(kept)}) == 2
+
+
+@pytest.mark.parametrize("rule", [rule for rule in SEARCHED if rule != "halo"])
+def test_every_rule_gives_a_recipe(folder: Path, tmp_path: Path, rule: str) -> None:
+    out = tmp_path / "mine.toml"
+    arguments = (folder, "--budget", 2, "--rule", rule, "--out", out, *SMALL)
+    found = json.loads(place(*arguments, "--steps", 2, "--json").out)
+    recipe = read_recipe(out)
+    assert recipe.search is not None
+    assert recipe.search.rule == rule
+    assert recipe.layers.exact == tuple(found["layers"]) == tuple(sorted(found["order"]))
+    assert (recipe.search.score_none, recipe.search.score_all) == (
+        found["score_none"],
+        found["score_all"],
+    )
+    if rule.endswith("kl"):
+        assert found["score_all"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.slow  # loads lm-evaluation-harness
+def test_halo_reads_common_sense_too(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval")
+    (tmp_path / "data").mkdir()
+    data = write_data(tmp_path / "data")
+    out = tmp_path / "mine.toml"
+    options = ("--rule", "halo", "--n", 1, "--context", 1536, "--window", 64, "--windows", 2)
+    arguments = (folder, "--budget", 1, "--out", out, *options)
+    place(*arguments, "--data", data, "--limit", 2, "--far", 8)
+    recipe = read_recipe(out)
+    assert recipe.search is not None
+    assert any("hellaswag" in line for line in recipe.search.searched_on)
+    scored = lines_of(tmp_path / "mine.candidates.jsonl")
+    assert {x["objective"] for x in scored} == {"recall", "commonsense"}
+    assert all(len(x["layers"]) == DEPTH - 1 for x in scored if x["objective"] == "commonsense")
+    assert_mistake(run("place", *arguments), "name their folder with --data")
+
+
+def test_a_killed_training_of_gates_goes_on_to_the_same_end(folder: Path, tmp_path: Path) -> None:
+    out, kept = tmp_path / "mine.toml", tmp_path / "kept.jsonl"
+    options = ("--rule", "gates_kl", "--steps", 4, *SMALL)
+    arguments = (folder, "--budget", 1, "--out", out, "--candidates", kept, *options)
+    place(*arguments)
+    whole = kept.read_bytes()
+    kept.write_bytes(b"".join(whole.splitlines(keepends=True)[:2]))
+    place(*arguments)
+    assert kept.read_bytes() == whole
+
+
+def test_sharing_work_changes_no_placement(folder: Path, tmp_path: Path) -> None:
+    found = [
+        json.loads(
+            place(folder, "--budget", 2, "--out", tmp_path / f"{x}.toml", x, "--json", *SMALL).out
+        )
+        for x in ("--share", "--no-share")
+    ]
+    assert found[0]["layers"] == found[1]["layers"]
+    assert found[0]["score"] == pytest.approx(found[1]["score"], rel=1e-5)
+    assert found[0]["blocks"] < found[0]["blocks_alone"]
+
+
+def test_a_plain_rule_is_written_as_a_rule(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.toml"
+    place(folder, "--budget", 2, "--rule", "random", "--seed", 3, "--out", out)
+    assert 'placement = { rule = "random", count = 2, seed = 3 }' in out.read_text()
+    assert sum(x == "full_attention" for x in zoo.load(out).config.layer_types) == 2
+
+
+def test_a_recipe_can_be_searched_anew(folder: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    windows = ("--attention", "window_attention", "--window-size", 32)
+    place(folder, "--budget", 1, "--rule", "uniform", "--out", first, *windows)
+    place(first, "--budget", 1, "--rule", "last", "--out", second)
+    recipe = read_recipe(second)
+    assert Path(recipe.base) == folder
+    assert (recipe.layers.attention, recipe.eva["window_size"]) == ("window_attention", 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--rule", "greedy_retreival"), "there is no rule 'greedy_retreival'; choose from"),
+        (("--budget", 9), "the budget must be 1 to 4, the layers there are, not 9"),
+        (("--budget", 0), "the budget must be 1 to 4, the layers there are, not 0"),
+        (("--layers", "1"), "--layers names the exact layers"),
+        (("--out", "mine.json"), "a recipe is a .toml file, not mine.json"),
+        (("--out", "no/mine.toml"), "there is no folder no"),
+        (("--context", 4096), "a context of 4096 exceeds that of"),
+        (("--windows", 0), "windows must be at least 1, not 0"),
+        (("--rule", "uniform", "--budget", 5), "cannot place 5 exact layers"),
+    ],
+    ids=lambda x: " ".join(map(str, x)) if isinstance(x, tuple) else "",
+)
+def test_a_mistake_is_one_line(
+    folder: Path, tmp_path: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    given = ("--budget", 1, "--out", tmp_path / "mine.toml", *SMALL, *arguments)
+    assert_mistake(run("place", folder, *given), message)
+    assert list(tmp_path.glob("*.toml")) == []
+
+
+def test_a_file_of_something_else_is_not_written_to(folder: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "notes.jsonl"
+    kept.write_text('{"a": 1}\n')
+    given = ("--budget", 1, "--out", tmp_path / "mine.toml", "--candidates", kept, *SMALL)
+    assert_mistake(run("place", folder, *given), "line 1: not a candidate of zoo place")
+    assert kept.read_text() == '{"a": 1}\n'

@@ -1,0 +1,203 @@
+"""run_ablation: every point of a sweep, searched and judged, but those that are done."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast, get_args
+
+from flasheva import EvaConfig
+from recipes.ablation import Ablation
+from recipes.placement import SEARCHED, LayerSet, Placement, Rule, exact_layers
+from tools.evaluation.suite import check_contexts, check_tasks, choose_tasks
+from tools.measurement import implementation, model_case
+from tools.model_options import RuntimeOptions, SourceOptions
+from tools.placement.branches import Branches
+from tools.placement.candidates import Candidates
+from tools.placement.judge import Judge
+from tools.placement.result_rows import ResultRows
+from tools.placement.searcher import Progress, Searcher
+from tools.placement.settings import SearchSettings
+from tools.placement.target import branches_of, search_case, text_filler
+from zoo.description import describe
+
+NONE, ALL = "none", "all"
+
+
+@dataclass(frozen=True)
+class Point:
+    """One placement of a sweep: a rule with a number of exact layers, and a seed if it has one."""
+
+    rule: str
+    count: int
+    seed: int | None = None
+
+    def case(self) -> dict[str, object]:
+        """What its rows say of it."""
+        named = {"rule": self.rule, "count": self.count}
+        return named if self.seed is None else named | {"seed": self.seed}
+
+
+def points(ablation: Ablation, depth: int) -> Iterator[Point]:
+    """The points of one pair of sizes: without an exact layer first, then rule by rule."""
+    yield Point(NONE, 0)
+    for rule in ablation.rules:
+        seeds: Sequence[int | None] = [None]
+        if rule == "random":
+            seeds = ablation.seeds
+        elif rule in SEARCHED:
+            seeds = ablation.search.seeds
+        for seed in seeds:
+            for count in sorted(set(ablation.counts)):
+                yield Point(rule, count, seed)
+
+
+def check_ablation(ablation: Ablation) -> int:
+    """Refuses what would fail only after hours; the depth of the model.
+
+    Raises:
+        ValueError: an unknown model or task, a missing file, a count or a context out of range.
+    """
+    config = describe(ablation.model)
+    depth = config.num_hidden_layers
+    if max(ablation.counts) > depth:
+        raise ValueError(
+            f"a count of {max(ablation.counts)} exceeds the {depth} layers of {ablation.model}"
+        )
+    for window, chunk in ablation.sizes:
+        _eva(ablation, window, chunk)
+    judge, search = ablation.judge, ablation.search
+    files = [*judge.texts, *search.texts, search.text, judge.perplexity_text]
+    for path in files:
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}")
+    both = {x.resolve() for x in judge.texts} & {x.resolve() for x in search.texts}
+    if both:
+        raise ValueError(
+            f"{min(both).name} is searched with and judged with; give [judge] another text"
+        )
+    choose_tasks(judge.tasks)
+    if "halo" in ablation.rules and search.data is None:
+        raise ValueError("the rule halo reads files of common sense; give [search] their data")
+    return depth
+
+
+def run_ablation(
+    ablation: Ablation,
+    source: SourceOptions,
+    runtime: RuntimeOptions,
+    *,
+    work: Path,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Measures every point that `out` lacks.
+
+    Args:
+        ablation: what is swept.
+        source, runtime: how the model is loaded.
+        work: a folder for scored candidates and samples; made if need be.
+        out: the rows of results.
+        progress: makes bars.
+
+    Raises:
+        ValueError: see `check_ablation`.
+    """
+    depth = check_ablation(ablation)
+    work.mkdir(parents=True, exist_ok=True)
+    for number, (window, chunk) in enumerate(ablation.sizes):
+        eva = _eva(ablation, window, chunk)
+        branches = branches_of(ablation.model, source, runtime, eva, (ablation.attention,) * depth)
+        rows = ResultRows(out, branches.model.device)
+        judge = Judge(ablation.model, ablation.judge, runtime, work, rows, progress)
+        for settings in judge.settings:
+            check_tasks(ablation.judge.tasks, settings)
+            check_contexts(ablation.model, branches.model.config, settings)
+        with _Sweep(ablation, branches, runtime, work, progress) as sweep:
+            placed = [(point, sweep.layers(point)) for point in points(ablation, depth)]
+            if number == 0:
+                placed.insert(0, (Point(ALL, depth), branches.layers))
+            left = [x for x in placed if not judge.is_done(branches, x[1], x[0].case())]
+            judge.prepare(branches, [layers for _, layers in left])
+            for point, layers in left:
+                judge.judge(branches, layers, point.case())
+            if number == 0:
+                sweep.importance(rows)
+        del branches, judge, sweep
+
+
+class _Sweep(ExitStack):
+    """The placements of one pair of sizes; prompts are drawn once for each seed."""
+
+    def __init__(
+        self,
+        ablation: Ablation,
+        branches: Branches,
+        runtime: RuntimeOptions,
+        work: Path,
+        progress: Progress,
+    ) -> None:
+        super().__init__()
+        self._ablation, self._branches, self._runtime = ablation, branches, runtime
+        self._path, self._progress = work / "candidates.jsonl", progress
+        self._settings = search_settings(ablation)
+        self._searchers: dict[int, Searcher] = {}
+
+    def layers(self, point: Point) -> LayerSet:
+        """The exact layers of a point."""
+        if point.rule == NONE:
+            return ()
+        if point.rule in get_args(Rule):
+            rule = Placement(rule=cast("Rule", point.rule), count=point.count, seed=point.seed)
+            return exact_layers(rule, self._branches.depth)
+        assert point.seed is not None
+        return self._searcher(point.seed).find(point.rule, point.count).found.layers
+
+    def importance(self, rows: ResultRows) -> None:
+        """What each layer by itself adds to the score that each searched rule goes by."""
+        model, ablation = self._branches.model, self._ablation
+        names = dict.fromkeys(
+            rule.partition("_")[2]
+            for rule in ablation.rules
+            if rule.startswith(("greedy_", "restore_"))
+        )
+        if not names:
+            return
+        seed = ablation.search.seeds[0]
+        impl = implementation(model, self._runtime.impl, max(ablation.search.contexts))
+        own = model_case(ablation.model, model) | {"search": self._settings.case()}
+        for name in names:
+            sets: list[LayerSet] = [(), *((layer,) for layer in self._branches.layers)]
+            none, *each = self._searcher(seed).scored(name, sets)
+            for scored in each:
+                case = own | {"objective": name, "layer": scored.layers[0], "n": scored.n}
+                value = scored.score - none.score
+                rows.add(case, "importance", value, impl=impl, unit="nats")
+
+    def _searcher(self, seed: int) -> Searcher:
+        if seed not in self._searchers:
+            name = self._ablation.model
+            settings = dataclasses.replace(self._settings, seed=seed)
+            case = search_case(name, self._branches, self._runtime, settings)
+            kept = self.enter_context(Candidates(self._path, name, case))
+            self._searchers[seed] = Searcher(self._branches, name, settings, kept, self._progress)
+        return self._searchers[seed]
+
+
+def search_settings(ablation: Ablation) -> SearchSettings:
+    """What the searches of a sweep read, with the first of their seeds."""
+    table = ablation.search
+    own = {field.name for field in dataclasses.fields(SearchSettings)}
+    same = {name: value for name, value in vars(table).items() if name in own}
+    same |= {
+        "texts": tuple(text_filler(path) for path in table.texts),
+        "text": None if table.text is None else text_filler(table.text),
+        "seed": table.seeds[0],
+    }
+    return SearchSettings(**same)
+
+
+def _eva(ablation: Ablation, window: int, chunk: int) -> EvaConfig:
+    fields = {"window_size": window, "chunk_size": chunk}
+    return EvaConfig.from_dict({**ablation.eva, **fields})

@@ -1,0 +1,207 @@
+"""print_summaries, write_sweep_plots: what a sweep has found, as a table and as pictures.
+
+Both read the rows of results and nothing else. Beside each picture is a file of JSON lines with
+the numbers that are drawn in it.
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from tools.benchmarks.plot import save
+from tools.display import print_table
+from tools.placement.summary import Summary, Value, summaries
+
+_Row = Mapping[str, object]
+_REFERENCES = ("none", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Importance:
+    """What one exact layer adds to a score."""
+
+    objective: str
+    layer: int
+    value: float
+
+
+def print_summaries(found: Sequence[Summary]) -> None:
+    """One row for each placement; * where none is better in everything."""
+    rows = [
+        [
+            "*" if x.best else "",
+            x.name,
+            str(x.count),
+            x.layers,
+            "" if x.window is None else f"{x.window}/{x.chunk}",
+            _shown(x.perplexity, 2),
+            _shown(x.retrieval, 3),
+            "" if x.of_full is None else f"{x.of_full:.3f} ({x.cells})",
+            "" if x.cache_bytes is None else f"{x.cache_bytes / 2**20:.2f} MiB",
+            "" if x.tokens_per_second is None else f"{x.tokens_per_second:,.0f}",
+        ]
+        for x in found
+    ]
+    names = ["", "rule", "exact", "layers", "window/chunk", "perplexity", "retrieval, ± 95 %"]
+    print_table([*names, "of full (cells)", "cache of a row", "tokens/s"], rows)
+
+
+def write_sweep_plots(folder: Path, rows: Iterable[_Row]) -> list[Path]:
+    """Draws what there is to draw.
+
+    Args:
+        folder: made if need be.
+        rows: from `placement_rows`.
+
+    Returns:
+        The PNG files: retrieval.png against the number of exact layers, by rule; importance.png
+        of each layer by itself; windows.png over window and chunk sizes. Numbers lie beside them.
+
+    Raises:
+        ValueError: there is no row of a placement.
+    """
+    kept = list(rows)
+    found = [x for x in summaries(kept) if x.retrieval is not None]
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    sizes = dict.fromkeys((x.window, x.chunk) for x in found if x.window is not None)
+    first = next(iter(sizes), None)
+    line = [x for x in found if (x.window, x.chunk) == first or x.rule == "all"]
+    if any(x.rule not in _REFERENCES for x in line):
+        written.append(folder / "retrieval.png")
+        _draw_retrieval(written[-1], line)
+        _write_points(written[-1], line)
+    single = _importance(kept)
+    if single:
+        written.append(folder / "importance.png")
+        _draw_importance(written[-1], single)
+        _write_points(written[-1], single)
+    chosen = _map_of(found)
+    if len(sizes) > 1 and chosen:
+        written.append(folder / "windows.png")
+        _draw_windows(written[-1], chosen)
+        _write_points(written[-1], chosen)
+    return written
+
+
+def _draw_retrieval(path: Path, found: Sequence[Summary]) -> None:
+    from matplotlib.figure import Figure  # without pyplot, which has global state
+
+    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    ax = figure.subplots()
+    for rule in dict.fromkeys(x.rule for x in found if x.rule not in _REFERENCES):
+        points: dict[int, list[Summary]] = {}
+        for x in found:
+            if x.rule == rule:
+                points.setdefault(x.count, []).append(x)
+        counts = sorted(points)
+        means = [_mean([_value(x.retrieval) for x in points[count]]) for count in counts]
+        # Of several seeds their own intervals say less than what lies between them.
+        low, high = [], []
+        for count, mean in zip(counts, means, strict=True):
+            group = points[count]
+            low.append(mean - min(_value(x.retrieval) - _half(x.retrieval) for x in group))
+            high.append(max(_value(x.retrieval) + _half(x.retrieval) for x in group) - mean)
+        ax.errorbar(counts, means, yerr=[low, high], marker="o", capsize=3, label=rule)
+    for x in found:
+        if x.rule in _REFERENCES:
+            style = {"none": ":", "all": "--"}[x.rule]
+            label = {"none": "no exact layer", "all": "full attention"}[x.rule]
+            ax.axhline(_value(x.retrieval), color="black", linestyle=style, label=label)
+    ax.set(xlabel="exact layers", ylabel="retrieval, judge half", ylim=(-0.02, 1.02))
+    ax.grid(visible=True, alpha=0.2)
+    ax.legend(fontsize="small")
+    figure.suptitle(found[0].model)
+    save(figure, path)
+
+
+def _draw_importance(path: Path, single: Sequence[Importance]) -> None:
+    from matplotlib.figure import Figure
+
+    objectives = list(dict.fromkeys(x.objective for x in single))
+    figure = Figure(figsize=(7.5, 1 + 2 * len(objectives)), layout="constrained")
+    axes = figure.subplots(len(objectives), 1, squeeze=False, sharex=True)[:, 0]
+    for ax, objective in zip(axes, objectives, strict=True):
+        chosen = [x for x in single if x.objective == objective]
+        ax.bar([x.layer for x in chosen], [x.value for x in chosen])
+        ax.set_ylabel(f"{objective}, nats", fontsize="small")
+        ax.grid(visible=True, axis="y", alpha=0.2)
+    axes[-1].set_xlabel("the one exact layer")
+    figure.suptitle("What one exact layer adds to the score")
+    save(figure, path)
+
+
+def _draw_windows(path: Path, found: Sequence[Summary]) -> None:
+    from matplotlib.figure import Figure
+
+    windows = sorted({cast("int", x.window) for x in found})
+    chunks = sorted({cast("int", x.chunk) for x in found})
+    drawn = ["retrieval"]
+    if all(x.perplexity is not None for x in found):
+        drawn.append("perplexity")
+    figure = Figure(figsize=(1 + 4 * len(drawn), 4), layout="constrained")
+    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
+    for ax, metric in zip(axes, drawn, strict=True):
+        grid = [[float("nan")] * len(windows) for _ in chunks]
+        for x in found:
+            row, column = chunks.index(cast("int", x.chunk)), windows.index(cast("int", x.window))
+            grid[row][column] = value = _value(getattr(x, metric))
+            ax.text(column, row, f"{value:.2f}", ha="center", va="center", color="red")
+        ax.imshow(grid, aspect="auto", cmap="Greys")
+        ax.set_xticks(range(len(windows)), [str(x) for x in windows])
+        ax.set_yticks(range(len(chunks)), [str(x) for x in chunks])
+        ax.set(xlabel="window, tokens", ylabel="chunk, tokens", title=metric)
+    figure.suptitle(f"{found[0].name}, {found[0].count} exact layers")
+    save(figure, path)
+
+
+def _map_of(found: Sequence[Summary]) -> list[Summary]:
+    """One placement for each pair of sizes: of the rule and count that have most of them."""
+    groups: dict[tuple[str, int, int | None], list[Summary]] = {}
+    for x in found:
+        if x.rule not in _REFERENCES:
+            groups.setdefault((x.rule, x.count, x.seed), []).append(x)
+    return max(groups.values(), key=len, default=[])
+
+
+def _importance(rows: Iterable[_Row]) -> list[Importance]:
+    found = {}
+    for row in rows:
+        if row["metric"] == "importance":
+            case = cast("Mapping[str, object]", row["case"])
+            single = Importance(
+                objective=str(case["objective"]),
+                layer=cast("int", case["layer"]),
+                value=cast("float", row["value"]),
+            )
+            found[single.objective, single.layer] = single
+    return list(found.values())
+
+
+def _write_points(path: Path, points: Sequence[Summary] | Sequence[Importance]) -> None:
+    """The numbers of a picture, beside it."""
+    lines = [json.dumps(dataclasses.asdict(point), ensure_ascii=False) for point in points]
+    path.with_suffix(".jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _shown(value: Value | None, digits: int) -> str:
+    if value is None:
+        return ""
+    half = "" if value.half is None else f" ± {value.half:.{digits}f}"
+    return f"{value.value:.{digits}f}{half}"
+
+
+def _value(value: Value | None) -> float:
+    assert value is not None
+    return value.value
+
+
+def _half(value: Value | None) -> float:
+    return 0.0 if value is None or value.half is None else value.half
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,130 @@
+"""load_branches: the model of a search; new_recipe: what a search leaves behind."""
+
+import dataclasses
+import zlib
+from pathlib import Path
+
+import zoo
+from flasheva import EvaConfig
+from recipes import Layers, Placement, Recipe, Search
+from recipes.placement import LayerSet
+from tools.evaluation.recall.fillers import Filler
+from tools.measurement import implementation, model_case
+from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions
+from tools.placement.branches import Branches
+from tools.placement.settings import SearchSettings
+from tools.results import device_name
+from tools.text_files import read_text
+from zoo.config import ModelConfig
+from zoo.description import describe
+from zoo.target import resolve
+
+
+def bare_config(name: str, source: SourceOptions, attention: AttentionOptions) -> ModelConfig:
+    """The model's config without an exact layer.
+
+    Raises:
+        ValueError: an unknown name, or options that do not fit.
+    """
+    config = describe(name, revision=source.revision, weights=source.weights)
+    other = attention.attention or _other(config)
+    types = (other,) * config.num_hidden_layers
+    eva = attention.eva(config, types)
+    return dataclasses.replace(config, layer_types=types, eva=eva)  # type: ignore[type-var]
+
+
+def load_branches(
+    name: str, source: SourceOptions, attention: AttentionOptions, runtime: RuntimeOptions
+) -> Branches:
+    """A model to search, with weights.
+
+    Raises:
+        ValueError: an unknown name, options that do not fit, weights that cannot be had.
+    """
+    config = bare_config(name, source, attention)
+    return branches_of(name, source, runtime, config.eva, config.layer_types)
+
+
+def branches_of(
+    name: str,
+    source: SourceOptions,
+    runtime: RuntimeOptions,
+    eva: EvaConfig,
+    layer_types: tuple[str, ...],
+) -> Branches:
+    """The same for a given attention."""
+    model = zoo.load(
+        name,
+        device=runtime.device,
+        dtype=runtime.dtype,
+        eva=eva,
+        layer_types=layer_types,
+        impl=runtime.impl,
+        revision=source.revision,
+        weights=source.weights,
+    )
+    return Branches(model, runtime.impl)
+
+
+def search_case(
+    name: str, branches: Branches, runtime: RuntimeOptions, settings: SearchSettings
+) -> dict[str, object]:
+    """What the scores of a search depend on."""
+    longest = max(*settings.contexts, settings.window)
+    return model_case(name, branches.model) | {
+        "impl": implementation(branches.model, runtime.impl, longest),
+        "device": device_name(branches.model.device),
+        "search": settings.case(),
+    }
+
+
+def new_recipe(
+    name: str,
+    config: ModelConfig,
+    layers: LayerSet,
+    *,
+    search: Search | None = None,
+    rule: Placement | None = None,
+) -> Recipe:
+    """The recipe of a placement.
+
+    Args:
+        name: of the model that was searched.
+        config: its config without an exact layer.
+        layers: the exact ones.
+        search: how they were found.
+        rule: or what names them.
+    """
+    (other,) = set(config.layer_types)
+    how = f"placed by {search.rule}" if search else "placed by a rule, without a search"
+    return Recipe(
+        name=Path(name).stem,
+        base=_base(name),
+        description=f"{len(layers)} of {config.num_hidden_layers} layers exact, {how}",
+        eva=config.eva.to_dict(),  # type: ignore[arg-type]
+        layers=Layers(exact=rule or layers, attention=other),  # type: ignore[arg-type]
+        search=search,
+    )
+
+
+def text_filler(path: Path) -> Filler:
+    """A user's text, named by its file and a checksum."""
+    text = read_text(path)
+    return Filler(name=f"{path.name}-{zlib.crc32(text.encode()):08x}", text=text)
+
+
+def _other(config: ModelConfig) -> str:
+    """What the layers get that are not exact: what the model has, or else EVA."""
+    kinds = set(config.layer_types) - {"full_attention"}
+    return kinds.pop() if len(kinds) == 1 else "eva_attention"
+
+
+def _base(name: str) -> str:
+    """What a recipe names as its base: no recipe itself, and a path that holds anywhere."""
+    target = resolve(name)
+    if target.base is not None:
+        return target.base
+    if target.path is not None:
+        return str(target.path.expanduser().resolve())
+    assert target.repo is not None
+    return target.repo
