@@ -1,4 +1,4 @@
-"""Answers scored behind prompts that are read once: the numbers of whole rows, and the same text."""
+"""Answers scored behind prompts that are read once: numbers of whole rows, and the same text."""
 
 import math
 import random

@@ -52,9 +52,7 @@ def answer_log_likelihoods(
         position = torch.cat([torch.arange(int(length)) for length in lengths])
         targets = torch.tensor([token for answer in answers for token in answer[1:]])
         states = hidden[row.to(device), position.to(device)]  # [N, E]
-        parts = zip(
-            states.split(_POSITIONS), targets.to(device).split(_POSITIONS), strict=True
-        )
+        parts = zip(states.split(_POSITIONS), targets.to(device).split(_POSITIONS), strict=True)
         rest = torch.cat([_of(model.lm_head(part), target) for part, target in parts])
         total.index_add_(0, row, rest.cpu().double())
     return total.tolist()

@@ -272,7 +272,9 @@ def _take_answers(
     if answers is None:
         return
     if len(answers) != len(rows):
-        raise ValueError(f"there are {len(answers)} answers for {len(rows)} prompts; give one each")
+        raise ValueError(
+            f"there are {len(answers)} answers for {len(rows)} prompts; give one for each"
+        )
     context = model.config.max_position_embeddings
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         row.answer = _tokens([*answer], f" {number}'s answer", model.config.vocab_size)
@@ -343,8 +345,8 @@ def _run(
     seen.scatter_(1, torch.where(real, ids, ids[:, :1]), True)
     step = compiled_next_logits(model) if compile else next_logits
     # Compiled graphs are shared by caches of a size, which holds a padded piece.
-    piece = piece_size(len(rows), device, prefill_tokens)
-    unit = max(_ROUND_CACHE, piece) if compile else _ROUND_CACHE
+    step_size = piece_size(len(rows), device, prefill_tokens)
+    unit = max(_ROUND_CACHE, step_size) if compile else _ROUND_CACHE
     drafted = 0 if helper is None else helper.tokens
     back = max(drafted, answer_room([row.answer for row in rows]))
     size = max(len(row.prompt_ids) + max(row.room + drafted, len(row.answer)) for row in rows)
