@@ -149,7 +149,7 @@ def evaluate(
     settings = Settings(
         data=data,
         contexts=None if not context else tuple(sorted(set(context))),
-        n=prompts or Settings.n,
+        n=Settings.n if prompts is None else prompts,
         own_n=own,
         limit=limit,
         seed=seed,

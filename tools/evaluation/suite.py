@@ -69,8 +69,8 @@ def parse_n(values: Sequence[str]) -> tuple[int | None, dict[str, int]]:
     common, own = None, {}
     for value in values:
         task, _, number = value.rpartition("=")
-        if not number.isdecimal() or int(number) < 1 or (not task and "=" in value):
-            raise ValueError(f"--n must be a number above 0 or TASK=NUMBER, not {value!r}")
+        if not number.isdecimal() or (not task and "=" in value):
+            raise ValueError(f"--n must be a number or TASK=NUMBER, not {value!r}")
         if not task:
             common = int(number)
         elif task in RECALL:
@@ -137,6 +137,7 @@ def check_tasks(tasks: Sequence[str], settings: Settings) -> None:
         ValueError: a file is missing, or a number is out of range.
     """
     numbers = {"n": settings.n, "limit": settings.limit}
+    numbers |= {f"n of {task}": number for task, number in settings.own_n.items()}
     for what, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1, not {number}")
