@@ -109,7 +109,7 @@ def test_rows_and_samples_say_what_was_measured(folder: Path, text: Path, tmp_pa
     assert len(rows) == 2 * (6 + 2 + 1)
     assert len(items) == 2 * 12
     assert set(items[0]) == {
-        *("model", "case", "task", "cell", "item", "metric", "value", "weight")
+        *("model", "case", "full", "task", "cell", "item", "metric", "value", "weight")
     }
     values = [x["value"] for x in items if x["metric"] == "log_likelihood"]
     mean = sum(float(str(value)) for value in values) / 12

@@ -23,6 +23,7 @@ from tools.evaluation.harness.data import TASKS, pages
 from tools.evaluation.harness.far import UnrelatedText
 from tools.evaluation.harness.model import ZooLM
 from tools.evaluation.harness.tasks import load_tasks
+from tools.evaluation.shared import Shared
 
 SHORT = [name for name in LOCAL_TASKS if name not in LONG_TASKS]
 
@@ -153,6 +154,17 @@ def test_what_is_done_is_not_computed_again(model: zoo.CausalLM, data: Path) -> 
     # Of an item that is half done only the missing half comes.
     half = run_harness(model, "tiny", ["piqa"], data=data, done=done - {("piqa", names[0], "acc")})
     assert [(x.item, x.metric) for x in half][:2] == [(names[0], "acc"), (names[2], "acc")]
+
+
+def test_a_second_model_gets_the_same_requests(model: zoo.CausalLM, data: Path) -> None:
+    shared = Shared()
+    for far in (0, 60):
+        alone = list(run_harness(model, "it", list(SHORT), data=data, far=far, hay=HAY))
+        for _ in range(2):
+            both = run_harness(
+                model, "it", list(SHORT), data=data, far=far, hay=HAY, shared=shared
+            )
+            assert list(both) == alone
 
 
 def test_batches_do_not_change_outcomes(model: zoo.CausalLM, data: Path) -> None:

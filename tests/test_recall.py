@@ -418,6 +418,17 @@ def test_a_log_likelihood_is_that_of_the_answer_behind_its_prompt() -> None:
     assert written[0].text == writer.write(prompts, 3)[0].text
 
 
+def test_items_of_another_file_have_other_names(data: Path, tmp_path: Path) -> None:
+    for task, name in (("squad", "squad_v1_dev"), ("kv_uuid", "kv_retrieval_75")):
+        text = (data / f"{name}.jsonl").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text(text + "\n", encoding="utf-8")
+        ours, others = (
+            {(s.item, tuple(s.prompt_ids)) for s in draw(task, x)} for x in (data, tmp_path)
+        )
+        assert {ids for _, ids in ours} == {ids for _, ids in others}
+        assert not {name for name, _ in ours} & {name for name, _ in others}
+
+
 def test_a_row_writes_no_more_tokens_beside_one_that_may_write_many() -> None:
     asked: list[tuple[int, int]] = []
 

@@ -1,6 +1,8 @@
 """`zoo evaluate`: models on tasks that others know, scored item by item."""
 
 import gc
+import logging
+import math
 import sys
 import zlib
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from tools.evaluation.shared import Shared
     from tools.evaluation.suite import Settings
     from zoo import CausalLM
+
+log = logging.getLogger("zoo")
 
 _LIST = "list"
 
@@ -212,7 +216,8 @@ def _evaluate(
     case = model_case(name, model)
     own = {"impl": impl, "device": device_name(model.device), "seed": settings.seed}
     found: dict[tuple[str, str, str, str], Score] = {}
-    with Record(samples, name, case | own) as record:
+    full = set(model.config.layer_types) == {"full_attention"}
+    with Record(samples, name, case | own, full=full) as record:
         for task in tasks:
             for job in jobs(task, model, name, settings, shared):
                 with progress(f"{name}: {job.title}", job.total) as advance:
@@ -221,11 +226,11 @@ def _evaluate(
                 rows = [(_case(case, job, x, settings), x) for x in scores]
                 if json:
                     for row, x in rows:
-                        values = {"metric": x.metric, "value": x.value, "error": x.error}
+                        value = x.value if math.isfinite(x.value) else None
+                        values = {"metric": x.metric, "value": value, "error": x.error}
                         print_json(row | values)
                 if out is not None:
                     _write(out, rows, impl, model, resumed=samples is not None)
-    full = set(model.config.layer_types) == {"full_attention"}
     return Column(name=name, full=full, scores=found)
 
 
@@ -253,6 +258,9 @@ def _write(
     there = rows_there(out) if resumed else set()
     device = device_name(model.device)
     for case, score in rows:
+        if not math.isfinite(score.value):
+            log.warning("%s: no row of an infinite %s", score.task, score.metric)
+            continue
         if row_text(case, impl, score.metric, score.value, device) in there:
             continue
         append_result(
