@@ -229,14 +229,32 @@ def test_one_pair_has_no_interval() -> None:
 
 
 def write(
-    path: Path, model: str, given: Sequence[Outcome], case: str = "0123456789abcdef"
+    path: Path,
+    model: str,
+    given: Sequence[Outcome],
+    case: str = "0123456789abcdef",
+    *,
+    full: bool = False,
 ) -> Path:
     """Lines as `zoo evaluate --samples` writes them."""
     with path.open("a", encoding="utf-8") as file:
         for x in given:
-            row = {"model": model, "case": case, **dataclasses.asdict(x)}
+            row = {"model": model, "case": case, "full": full, **dataclasses.asdict(x)}
             file.write(json.dumps(row) + "\n")
     return path
+
+
+def test_a_cell_that_full_attention_cannot_do_is_void(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", "hybrid", grid(0.2, 1))
+    write(path, "full", grid(0.3, 0), full=True)
+    done = run("compare", path, "--by", "context")
+    rows = [line.split() for line in done.out.splitlines() if line.startswith("needle")]
+    assert [row[-1] for row in rows] == ["void", "void"]
+    assert "of 1 differences are more than noise" in done.out  # the loss by position
+    assert "2 more are void" in done.out
+    done = run("compare", path, "--by", "context", "--json")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [row["void"] for row in found] == [row["task"] == "needle" for row in found]
 
 
 def grid(p: float, seed: int) -> list[Outcome]:
@@ -312,7 +330,7 @@ def test_files_are_read_line_by_line(tmp_path: Path) -> None:
         file.write('{"model": "full", "case": "01\n')  # cut by a kill
     write(path, "full", outcomes([1]))  # item 0 anew: the last counts
     write(path, "full", first, case="f" * 16)
-    found = read_outcomes([path])
+    found = read_outcomes([path]).models
     assert list(found) == ["full (01234567)", "full (ffffffff)"]
     assert [x.value for x in found["full (01234567)"]] == [1, 1, 1]
     assert found["full (ffffffff)"] == first
@@ -342,6 +360,8 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert_mistake(run("compare", path), "needs two models; here: full")
     assert_mistake(run("compare", tmp_path / "b.jsonl"), "No such file")
     (tmp_path / "c.jsonl").write_bytes(b"\x89PNG\nno outcome\n")
+    assert_mistake(run("compare", tmp_path / "c.jsonl"), "line 1: not an outcome")
+    (tmp_path / "c.jsonl").write_bytes(b"")
     assert_mistake(run("compare", tmp_path / "c.jsonl"), "holds no outcomes")
     write(path, "eva", grid(0.9, 1))
     assert_mistake(run("compare", path, "--model", "mamba"), "there: full, eva")

@@ -15,7 +15,7 @@ import pytest
 from tests.command_line import ENVIRONMENT, ROOT, Run, assert_mistake, run, save
 from tests.harness_inputs import write_data
 from tests.tiny import hf_config, mixed
-from tools.evaluation.generating import ModelWriter
+from tools.evaluation.generating import ModelWriter, Written
 from tools.evaluation.outcome import Outcome, Score
 from tools.evaluation.record import Record, key_of
 from tools.evaluation.report import Column, print_scores, report, score_key
@@ -109,7 +109,7 @@ def test_rows_and_samples_say_what_was_measured(folder: Path, text: Path, tmp_pa
     assert len(rows) == 2 * (6 + 2 + 1)
     assert len(items) == 2 * 12
     assert set(items[0]) == {
-        *("model", "case", "task", "cell", "item", "metric", "value", "weight")
+        *("model", "case", "full", "task", "cell", "item", "metric", "value", "weight")
     }
     values = [x["value"] for x in items if x["metric"] == "log_likelihood"]
     mean = sum(float(str(value)) for value in values) / 12
@@ -143,9 +143,14 @@ def test_a_run_goes_on_behind_what_the_record_holds(
     written: list[int] = []
     write = ModelWriter.write
 
-    def counted(self: ModelWriter, prompts: Sequence[list[int]], limit: int) -> list[str]:
+    def counted(
+        self: ModelWriter,
+        prompts: Sequence[list[int]],
+        limit: int,
+        answers: Sequence[list[int]] | None = None,
+    ) -> list[Written]:
         written.append(len(prompts))
-        return write(self, prompts, limit)
+        return write(self, prompts, limit, answers)
 
     monkeypatch.setattr(ModelWriter, "write", counted)
     evaluate(*arguments, "--out", cut, "--samples", tmp_path / "again")

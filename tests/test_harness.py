@@ -18,10 +18,12 @@ pytest.importorskip("lm_eval", reason="needs the eval extra")
 
 from lm_eval import evaluate
 
+from tools.evaluation.batches import BatchLimits
 from tools.evaluation.harness.data import TASKS, pages
 from tools.evaluation.harness.far import UnrelatedText
 from tools.evaluation.harness.model import ZooLM
 from tools.evaluation.harness.tasks import load_tasks
+from tools.evaluation.shared import Shared
 
 SHORT = [name for name in LOCAL_TASKS if name not in LONG_TASKS]
 
@@ -140,28 +142,41 @@ def test_what_is_done_is_not_computed_again(model: zoo.CausalLM, data: Path) -> 
     done = {(x.task, x.item, x.metric) for x in first}
     steps: list[int] = []
     rest = list(run_harness(model, "tiny", ["piqa"], data=data, done=done, advance=steps.append))
-    assert [x.item for x in rest] == ["1", "1"]
+    names = [x.item for x in first + rest]
+    suffix = names[0].removeprefix("0")
+    assert len(suffix) == 9
+    assert names == [f"{number}{suffix}" for number in (0, 0, 1, 1)]
     assert sum(steps) == 2
     whole = list(run_harness(model, "tiny", ["piqa"], data=data))
     assert [(x.item, x.metric, x.value) for x in whole] == [
         (x.item, x.metric, x.value) for x in first + rest
     ]
     # Of an item that is half done only the missing half comes.
-    half = run_harness(model, "tiny", ["piqa"], data=data, done=done - {("piqa", "0", "acc")})
-    assert [(x.item, x.metric) for x in half][:2] == [("0", "acc"), ("1", "acc")]
+    half = run_harness(model, "tiny", ["piqa"], data=data, done=done - {("piqa", names[0], "acc")})
+    assert [(x.item, x.metric) for x in half][:2] == [(names[0], "acc"), (names[2], "acc")]
+
+
+def test_a_second_model_gets_the_same_requests(model: zoo.CausalLM, data: Path) -> None:
+    shared = Shared()
+    for far in (0, 60):
+        alone = list(run_harness(model, "it", list(SHORT), data=data, far=far, hay=HAY))
+        for _ in range(2):
+            both = run_harness(
+                model, "it", list(SHORT), data=data, far=far, hay=HAY, shared=shared
+            )
+            assert list(both) == alone
 
 
 def test_batches_do_not_change_outcomes(model: zoo.CausalLM, data: Path) -> None:
     runs = [
-        list(run_harness(model, "tiny", list(SHORT), data=data, batch_size=size, far=60, hay=HAY))
-        for size in (1, 32)
+        list(run_harness(model, "tiny", list(SHORT), data=data, limits=x, far=60, hay=HAY))
+        for x in (BatchLimits(), BatchLimits(rows=32), BatchLimits(rows=32, tokens=400))
     ]
-    assert [(x.task, x.item, x.metric) for x in runs[0]] == [
-        (x.task, x.item, x.metric) for x in runs[1]
-    ]
-    for one, other in zip(*runs, strict=True):
-        exact = one.metric.startswith("acc")
-        assert one.value == (other.value if exact else pytest.approx(other.value, rel=1e-5))
+    for run in runs[1:]:
+        for one, other in zip(runs[0], run, strict=True):
+            assert (one.task, one.item, one.metric) == (other.task, other.item, other.metric)
+            exact = one.metric.startswith("acc")
+            assert one.value == (other.value if exact else pytest.approx(other.value, rel=1e-5))
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ pytest.importorskip("lm_eval", reason="needs the eval extra")
 from lm_eval.api.instance import Instance, OutputType
 from lm_eval.api.registry import get_model
 
+from tools.evaluation.batches import BatchLimits
 from tools.evaluation.harness.model import ZooLM
 from tools.evaluation.harness.scoring import Continuation, score_continuations
 
@@ -154,7 +155,7 @@ def test_shared_contexts_and_rows_give_what_each_request_gives_alone(full: bool)
                 model,
                 requests,
                 max_length=CONTEXT,
-                batch_size=batch_size,
+                limits=BatchLimits(rows=batch_size),
                 shared_context=shared_context,
                 advance=calls.append,
             )

@@ -9,6 +9,7 @@ import torch
 
 import zoo
 from tests.harness_inputs import HAY, tiny, write_data
+from tools.evaluation.batches import BatchLimits
 from tools.evaluation.harness import LOCAL_TASKS, LONG_TASKS, run_harness
 from tools.evaluation.outcome import Outcome
 
@@ -62,7 +63,7 @@ def test_a_tiny_model_scores_as_with_the_harness_own(far: int, data: Path, tmp_p
     options: dict[str, Any] = {"data": data, "far": far, "hay": HAY}
     assert_same(
         list(run_harness(theirs, "theirs", names, **options)),
-        list(run_harness(model, "ours", names, batch_size=3, **options)),
+        list(run_harness(model, "ours", names, limits=BatchLimits(rows=3), **options)),
     )
     if not far:
         asked = [
@@ -85,5 +86,5 @@ def test_smollm2_scores_as_with_the_harness_own(far: int, limit: int, tmp_path: 
     options: dict[str, Any] = {"data": Path(os.environ["ZOO_DATA"]), "far": far, "limit": limit}
     for task in SHORT:
         one = list(run_harness(theirs, "theirs", [task], **options))
-        other = list(run_harness(model, "ours", [task], batch_size=4, **options))
+        other = list(run_harness(model, "ours", [task], limits=BatchLimits(rows=4), **options))
         assert_same(one, other)

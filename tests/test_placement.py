@@ -183,7 +183,8 @@ def test_retrieval_is_the_log_likelihood_of_answers() -> None:
     branches, asked = make_branches(), samples()
     (scored,) = scores_of(branches, Retrieval(asked), [(1, 3)])
     writer = ModelWriter(loaded_with(branches, "llama", (1, 3)))
-    each = [writer.log_likelihoods([x.prompt_ids], [x.answer_ids])[0] for x in asked]
+    written = [writer.write([x.prompt_ids], 1, [x.answer_ids])[0] for x in asked]
+    each = [row.log_likelihood for row in written]
     assert scored.score == pytest.approx(sum(each) / 5, rel=1e-5)
     assert (scored.n, set(scored.cells)) == (
         5,

@@ -11,7 +11,8 @@ import torch
 
 import zoo
 from tests.tiny import make_model, make_tokenizer, mixed
-from tools.evaluation.generating import ModelWriter, run_samples
+from tools.evaluation.batches import BatchLimits
+from tools.evaluation.generating import ModelWriter, Written, run_samples
 from tools.evaluation.recall import GENERATED, RECALL
 from tools.evaluation.recall.fillers import Filler, Split, prose_fillers, repeated_fillers
 from tools.evaluation.recall.request import DEPTH_BINS, Request
@@ -30,22 +31,29 @@ class Reader:
     def __init__(self) -> None:
         self.read: list[str] = []
 
-    def write(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        answers: Sequence[list[int]] | None = None,
+    ) -> list[Written]:
         texts = [TOKENIZER.decode(prompt) for prompt in prompts]
         self.read += texts
-        return [f" {answer_of(text)}" for text in texts]
+        values: list[float | None] = [-float(len(x)) for x in answers or ()]
+        values = values or [None] * len(texts)
+        return [
+            Written(f" {self.say(text)}", value) for text, value in zip(texts, values, strict=True)
+        ]
 
-    def log_likelihoods(
-        self, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-    ) -> list[float]:
-        return [-float(len(answer)) for answer in answers]
+    def say(self, text: str) -> str:
+        return answer_of(text)
 
 
 class Blind(Reader):
     """Sees the question only, and says what could be an answer to any."""
 
-    def write(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        return [" 00000, the name is ABCDE; ugly\n" for _ in prompts]
+    def say(self, text: str) -> str:
+        return "00000, the name is ABCDE; ugly\n"
 
 
 def answer_of(text: str) -> str:
@@ -146,9 +154,11 @@ def draw(
 def test_one_who_reads_is_right_and_one_who_cannot_is_wrong(task: str, data: Path) -> None:
     samples = draw(task, data)
     assert samples
-    reading = list(run_samples(Reader(), samples, batch_size=3, log_likelihood=False))
+    reading = list(
+        run_samples(Reader(), samples, limits=BatchLimits(rows=3), log_likelihood=False)
+    )
     assert [outcome.value for outcome in reading] == [1.0] * len(samples)
-    blind = list(run_samples(Blind(), samples, batch_size=3, log_likelihood=False))
+    blind = list(run_samples(Blind(), samples, limits=BatchLimits(rows=3), log_likelihood=False))
     assert [outcome.value for outcome in blind] == [0.0] * len(samples)
 
 
@@ -375,7 +385,9 @@ def with_context(tokens: int) -> zoo.CausalLM:
 def test_batches_of_1_and_of_32_give_the_same_text_and_numbers() -> None:
     writer = ModelWriter(with_context(500))
     samples = draw("needle", contexts=(400, 440), n=1)[::3]  # of both lengths
-    alone, together = (list(run_samples(writer, samples, batch_size=b)) for b in (1, 32))
+    alone, together = (
+        list(run_samples(writer, samples, limits=BatchLimits(rows=b))) for b in (1, 32)
+    )
     assert [x.metric for x in alone] == ["accuracy", "log_likelihood"] * len(samples)
     for one, other in zip(alone, together, strict=True):
         assert (one.task, one.cell, one.item, one.metric) == (
@@ -386,8 +398,8 @@ def test_batches_of_1_and_of_32_give_the_same_text_and_numbers() -> None:
         )
         assert one.value == pytest.approx(other.value, rel=1e-5)
     prompts = [sample.prompt_ids for sample in samples]
-    texts = writer.write(prompts, 12)
-    assert texts == [writer.write([prompt], 12)[0] for prompt in prompts]
+    texts = [row.text for row in writer.write(prompts, 12)]
+    assert texts == [writer.write([prompt], 12)[0].text for prompt in prompts]
     assert len(set(texts)) > 1
 
 
@@ -401,19 +413,37 @@ def test_a_log_likelihood_is_that_of_the_answer_behind_its_prompt() -> None:
         logits = model(row)[0].detach().double().log_softmax(-1)
         places = range(len(prompt) - 1, len(prompt) + len(answer) - 1)
         expected.append(sum(logits[i, row[0, i + 1]].item() for i in places))
-    assert writer.log_likelihoods(prompts, answers) == pytest.approx(expected, rel=1e-5)
+    written = writer.write(prompts, 3, answers)
+    assert [row.log_likelihood for row in written] == pytest.approx(expected, rel=1e-5)
+    assert written[0].text == writer.write(prompts, 3)[0].text
+
+
+def test_items_of_another_file_have_other_names(data: Path, tmp_path: Path) -> None:
+    for task, name in (("squad", "squad_v1_dev"), ("kv_uuid", "kv_retrieval_75")):
+        text = (data / f"{name}.jsonl").read_text(encoding="utf-8")
+        (tmp_path / f"{name}.jsonl").write_text(text + "\n", encoding="utf-8")
+        ours, others = (
+            {(s.item, tuple(s.prompt_ids)) for s in draw(task, x)} for x in (data, tmp_path)
+        )
+        assert {ids for _, ids in ours} == {ids for _, ids in others}
+        assert not {name for name, _ in ours} & {name for name, _ in others}
 
 
 def test_a_row_writes_no_more_tokens_beside_one_that_may_write_many() -> None:
     asked: list[tuple[int, int]] = []
 
     class Counting(Reader):
-        def write(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
+        def write(
+            self,
+            prompts: Sequence[list[int]],
+            max_new_tokens: int,
+            answers: Sequence[list[int]] | None = None,
+        ) -> list[Written]:
             asked.append((len(prompts), max_new_tokens))
-            return super().write(prompts, max_new_tokens)
+            return super().write(prompts, max_new_tokens, answers)
 
     samples = [*draw("multivalue", n=3)]
-    list(run_samples(Counting(), samples, batch_size=4))
+    list(run_samples(Counting(), samples, limits=BatchLimits(rows=4)))
     limits = {s.max_new_tokens for s in samples}
     assert len(limits) == 2
     assert {limit for _, limit in asked} == limits
@@ -434,10 +464,13 @@ def test_what_is_done_is_not_asked_again() -> None:
 
 def test_logits_that_are_no_numbers_are_a_mistake() -> None:
     class Broken(Reader):
-        def log_likelihoods(
-            self, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-        ) -> list[float]:
-            return [float("nan")] * len(prompts)
+        def write(
+            self,
+            prompts: Sequence[list[int]],
+            max_new_tokens: int,
+            answers: Sequence[list[int]] | None = None,
+        ) -> list[Written]:
+            return [Written("", float("nan"))] * len(prompts)
 
     with pytest.raises(ValueError, match="not finite"):
         list(run_samples(Broken(), draw("kv", n=1)))

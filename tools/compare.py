@@ -4,7 +4,7 @@ import dataclasses
 import json as json_text
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,25 +68,32 @@ def compare(
 
     Intervals hold 95 % of paired bootstrap resamples of the items that both models have. A
     difference whose interval holds 0 is noise. Intervals are not corrected for their number: one
-    in twenty that are noise will not say so.
+    in twenty that are noise will not say so. A cell of a recall task is void where a model with
+    full attention among those of the files scores below 0.5.
     """
     from tools.evaluation.compare import compare_models
     from tools.evaluation.outcome_files import read_outcomes
     from tools.evaluation.plots import check_plots, write_plots
+    from tools.evaluation.void import void_cells
 
     check_plots(plot)
-    models = _chosen(read_outcomes(files), model)
+    read = read_outcomes(files)
+    models = _chosen(read.models, model)
     if plot is None or len(models) > 1:
         rows = compare_models(
             models, by=_parts(by), metrics=metric or None, resamples=resamples, seed=seed
         )
         base = next(iter(models))
+        # Of a model that is not compared, too.
+        full = next((name for name in read.models if name in read.full), None)
+        void = set() if full is None else void_cells(read.models[full], _parts(by))
         if json:
             for row in rows:
                 fields = {"base": base, **dataclasses.asdict(row), "noise": row.noise}
-                print_json(fields | {"few": row.few, "resamples": resamples, "seed": seed})
+                fields |= {"few": row.few, "void": _is_void(row, void)}
+                print_json(fields | {"resamples": resamples, "seed": seed})
         else:
-            _print_rows(base, rows)
+            _print_rows(base, rows, void)
         _warn(base, rows, {name: _items(outcomes, metric) for name, outcomes in models.items()})
     if plot is not None:
         for path in write_plots(plot, models):
@@ -108,7 +115,13 @@ def _parts(by: str | None) -> list[str] | None:
     return [] if by == "none" else [part.strip() for part in by.split(",")]
 
 
-def _print_rows(base: str, rows: Sequence["Comparison"]) -> None:
+def _is_void(row: "Comparison", void: Set[tuple[str, str]]) -> bool:
+    from tools.evaluation.record import cell_text
+
+    return row.metric == "accuracy" and (row.task, cell_text(row.cell)) in void
+
+
+def _print_rows(base: str, rows: Sequence["Comparison"], void: Set[tuple[str, str]]) -> None:
     print_table(
         ["task", "cell", "metric", "n", "base", "model", "score", "difference", "95 %", ""],
         [
@@ -122,17 +135,20 @@ def _print_rows(base: str, rows: Sequence["Comparison"]) -> None:
                 f"{row.score:.3f}",
                 f"{row.difference:+.3f}",
                 "" if row.low is None else f"{row.low:+.3f} to {row.high:+.3f}",
-                _verdict(row),
+                "void" if _is_void(row, void) else _verdict(row),
             ]
             for row in rows
         ],
     )
-    clear = sum(not row.noise for row in rows)
+    counted = [row for row in rows if not _is_void(row, void)]
+    clear = sum(not row.noise for row in counted)
     print(f"base: {base}")
     print(
-        f"{clear} of {len(rows)} differences are more than noise; if all were noise, "
-        f"some {len(rows) / 20:.1f} would look so"
+        f"{clear} of {len(counted)} differences are more than noise; if all were noise, "
+        f"some {len(counted) / 20:.1f} would look so"
     )
+    if len(counted) < len(rows):
+        print(f"{len(rows) - len(counted)} more are void: full attention scores below 0.5 there")
 
 
 def _verdict(row: "Comparison") -> str:

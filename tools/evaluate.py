@@ -1,6 +1,8 @@
 """`zoo evaluate`: models on tasks that others know, scored item by item."""
 
 import gc
+import logging
+import math
 import sys
 import zlib
 from collections.abc import Sequence
@@ -22,8 +24,11 @@ if TYPE_CHECKING:
     from tools.evaluation.outcome import Score
     from tools.evaluation.recall.fillers import Filler
     from tools.evaluation.report import Column
+    from tools.evaluation.shared import Shared
     from tools.evaluation.suite import Settings
     from zoo import CausalLM
+
+log = logging.getLogger("zoo")
 
 _LIST = "list"
 
@@ -50,12 +55,19 @@ def evaluate(
             "--context",
             metavar="TOKENS",
             help="Of a generated prompt, answer included; may be repeated.",
-            show_default="1024 and 2048; squad 4096, too",
+            show_default="1024 and 2048; squad 4096, too; passkey, needle 4096 and 8192, too",
         ),
     ] = None,
     n: Annotated[
-        int, typer.Option("--n", help="Prompts per context and size, or wording and filler.")
-    ] = 200,
+        list[str] | None,
+        typer.Option(
+            "--n",
+            metavar="N",
+            help="Prompts per context and size, or wording and filler; TASK=N for one task. May "
+            "be repeated.",
+            show_default="200",
+        ),
+    ] = None,
     limit: Annotated[
         int | None, typer.Option(help="At most so many items; recorded in the results.")
     ] = None,
@@ -92,6 +104,22 @@ def evaluate(
         bool, typer.Option("--compile", help="Use torch.compile; pays off on a GPU.")
     ] = False,
     batch_size: BatchSize = 16,
+    batch_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of these rows together, at most: with it many short rows and few long "
+            "ones fit.",
+            show_default="any number",
+        ),
+    ] = None,
+    prefill_tokens: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of all rows that are read onto a cache at a time; more are faster on a "
+            "GPU.",
+            show_default="8192",
+        ),
+    ] = None,
     samples: Annotated[
         Path | None,
         typer.Option(
@@ -106,7 +134,14 @@ def evaluate(
 
     A recall task is void for the others where a model with full attention scores below 0.5.
     """
-    from tools.evaluation.suite import Settings, check_contexts, check_tasks, choose_tasks
+    from tools.evaluation.batches import BatchLimits
+    from tools.evaluation.suite import (
+        Settings,
+        check_contexts,
+        check_tasks,
+        choose_tasks,
+        parse_n,
+    )
 
     wanted = [task.strip() for task in tasks.split(",") if task.strip()]
     if show or wanted == [_LIST]:
@@ -115,14 +150,16 @@ def evaluate(
     if not names:
         raise ValueError("name at least one model, see `zoo list`; --list prints the tasks")
     chosen = choose_tasks(wanted)
+    prompts, own = parse_n(n or ())
     settings = Settings(
         data=data,
         contexts=None if not context else tuple(sorted(set(context))),
-        n=n,
+        n=Settings.n if prompts is None else prompts,
+        own_n=own,
         limit=limit,
         seed=seed,
         split=split,
-        batch_size=batch_size,
+        limits=BatchLimits(rows=batch_size, tokens=batch_tokens, prefill_tokens=prefill_tokens),
         far=far,
         compile=compile,
         log_likelihood=log_likelihood,
@@ -143,11 +180,16 @@ def evaluate(
         )
 
     from tools.evaluation.report import print_scores
+    from tools.evaluation.shared import Shared
 
     columns = []
+    shared = Shared(keep=len(names) > 1)
     for name in names:
         model = load_model(name, source, attention, runtime)
-        columns.append(_evaluate(model, name, chosen, settings, runtime, samples, out, json))
+        if model.tokenizer is not None:
+            model.tokenizer = shared.tokenizer(model.tokenizer)
+        column = _evaluate(model, name, chosen, settings, shared, runtime, samples, out, json)
+        columns.append(column)
         del model
         _free()
     if not json:
@@ -159,6 +201,7 @@ def _evaluate(
     name: str,
     tasks: Sequence[str],
     settings: "Settings",
+    shared: "Shared",
     runtime: RuntimeOptions,
     samples: Path | None,
     out: Path | None,
@@ -174,20 +217,21 @@ def _evaluate(
     case = model_case(name, model)
     own = {"impl": impl, "device": device_name(model.device), "seed": settings.seed}
     found: dict[tuple[str, str, str, str], Score] = {}
-    with Record(samples, name, case | own) as record:
+    full = not is_converted(model.config.layer_types)
+    with Record(samples, name, case | own, full=full) as record:
         for task in tasks:
-            for job in jobs(task, model, name, settings):
+            for job in jobs(task, model, name, settings, shared):
                 with progress(f"{name}: {job.title}", job.total) as advance:
                     scores = run_job(job, record, advance)
                 found |= {score_key(x): x for x in scores}
                 rows = [(_case(case, job, x, settings), x) for x in scores]
                 if json:
                     for row, x in rows:
-                        values = {"metric": x.metric, "value": x.value, "error": x.error}
+                        value = x.value if math.isfinite(x.value) else None
+                        values = {"metric": x.metric, "value": value, "error": x.error}
                         print_json(row | values)
                 if out is not None:
                     _write(out, rows, impl, model, resumed=samples is not None)
-    full = not is_converted(model.config.layer_types)
     return Column(name=name, full=full, scores=found)
 
 
@@ -195,7 +239,9 @@ def _case(
     model: dict[str, object], job: "Job", score: "Score", settings: "Settings"
 ) -> dict[str, object]:
     case = model | {"task": score.task, "cell": dict(score.cell)} | dict(job.case)
-    case |= {"n": score.n, "seed": settings.seed, "batch": settings.batch_size}
+    case |= {"n": score.n, "seed": settings.seed, "batch": settings.limits.rows}
+    if settings.limits.tokens is not None:
+        case["batch_tokens"] = settings.limits.tokens
     return case if settings.limit is None else case | {"limit": settings.limit}
 
 
@@ -213,6 +259,9 @@ def _write(
     there = rows_there(out) if resumed else set()
     device = device_name(model.device)
     for case, score in rows:
+        if not math.isfinite(score.value):
+            log.warning("%s: no row of an infinite %s", score.task, score.metric)
+            continue
         if row_text(case, impl, score.metric, score.value, device) in there:
             continue
         append_result(

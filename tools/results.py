@@ -1,5 +1,6 @@
 """append_result: one measurement, with all that it depends on, as a line of a JSON lines file."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -109,6 +110,7 @@ def _version(package: str) -> str | None:
         return None
 
 
+@functools.cache  # what runs is what was loaded, and asking takes longer than writing a row
 def _commit() -> str | None:
     """The commit of the checkout that this file is in; None for an installed package.
 

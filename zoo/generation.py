@@ -8,17 +8,19 @@ import operator
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import NamedTuple, SupportsIndex
+from typing import NamedTuple, SupportsIndex, cast
 
 import torch
 from torch import Tensor
 
+from zoo.answers import answer_log_likelihoods, answer_room
 from zoo.causal_lm import CausalLM
 from zoo.decoding import Decoder
 from zoo.prefill import compiled_next_logits, next_logits, piece_size, prefill
 from zoo.sampling import Sampling
 from zoo.speculative import NONE, SpeculativeDecoder
 from zoo.text.stopping import TextUntilStop
+from zoo.text.tokenizer import Tokenizer
 
 _STEPS_AT_ONCE = 8
 _ROUND_CACHE = 512  # tokens
@@ -37,12 +39,15 @@ class Generation:
         text: their text, without special tokens and up to the first stop string; "" for a model
             without a tokenizer.
         finish_reason: "stop" (an end token or a stop string) or "length".
+        answer_log_likelihood: of the expected answer right behind the prompt, in nats; None where
+            none was given.
     """
 
     prompt_ids: list[int]
     ids: list[int]
     text: str
     finish_reason: str
+    answer_log_likelihood: float | None = None
 
 
 def generate(
@@ -57,6 +62,8 @@ def generate(
     draft: CausalLM | None = None,
     draft_tokens: int = 4,
     cache_dtype: str | torch.dtype | None = None,
+    prefill_tokens: int | None = None,
+    answers: Sequence[Sequence[int]] | None = None,
 ) -> list[Generation]:
     """Continues one prompt, or each of a list of prompts in one batch.
 
@@ -73,21 +80,28 @@ def generate(
             the model to check (speculative decoding). The text stays what it would be.
         cache_dtype: what caches store keys, values and summaries in: torch.float8_e4m3fn, or its
             name, halves them (docs/decoding.md); None: the dtype of the weights.
+        prefill_tokens: of all prompts together that are read at a time; more take memory, and on
+            a GPU less time. None: 8,192.
+        answers: one list of token ids per prompt, whose log-likelihood behind the prompt is given
+            as well, without reading the prompt again; they do not change the text.
 
     Returns:
         One `Generation` per prompt, in order.
 
     Raises:
         ValueError: no prompt, an empty one, one that does not fit, something that is no token of
-            the vocabulary, or text for a model without a tokenizer.
+            the vocabulary, text for a model without a tokenizer, or answers of another number
+            than prompts.
     """
-    rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len)
+    rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len, follow=False)
+    _take_answers(model, rows, answers)
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
     helper = _helper(model, rows, draft, draft_tokens, compile)
     sampling = sampling or Sampling()
-    for _ in _run(model, rows, sampling, compile, _STEPS_AT_ONCE, helper, cache_dtype):
+    settings = (compile, _STEPS_AT_ONCE, helper, cache_dtype, prefill_tokens)
+    for _ in _run(model, rows, sampling, *settings):
         pass
-    return [row.result() for row in rows]
+    return [row.result(model.tokenizer) for row in rows]
 
 
 def stream(
@@ -104,9 +118,9 @@ def stream(
     cache_dtype: str | torch.dtype | None = None,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
-    rows = _rows(model, [_plain(prompt)], stop, max_new_tokens, max_seq_len)
+    rows = _rows(model, [_plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
     helper = _helper(model, rows, draft, draft_tokens, compile)
-    return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype)
+    return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype, None)
 
 
 @dataclass
@@ -117,6 +131,8 @@ class _Row:
     eos_ids: tuple[int, ...]
     ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    answer: list[int] = field(default_factory=list)
+    answer_log_likelihood: float | None = None
 
     def take(self, token: int) -> str:
         """Adds a token; the text that is certain now."""
@@ -130,11 +146,18 @@ class _Row:
             piece += self.text.flush()
         return piece
 
-    def result(self) -> Generation:
+    def result(self, tokenizer: Tokenizer | None) -> Generation:
         assert self.finish_reason is not None
-        text = self.text.text if self.text is not None else ""
+        if self.text is not None:
+            text = self.text.text
+        else:
+            text = "" if tokenizer is None else tokenizer.decode(self.ids)
         return Generation(
-            prompt_ids=self.prompt_ids, ids=self.ids, text=text, finish_reason=self.finish_reason
+            prompt_ids=self.prompt_ids,
+            ids=self.ids,
+            text=text,
+            finish_reason=self.finish_reason,
+            answer_log_likelihood=self.answer_log_likelihood,
         )
 
 
@@ -166,6 +189,15 @@ def _shown(value: object) -> str:
     return " ".join(reprlib.repr(value).split())  # an array's has several lines
 
 
+def _tokens(values: list[object], where: str, vocab_size: int) -> list[int]:
+    # A look at each of millions of tokens takes seconds; this takes a tenth of that.
+    if values and set(map(type, values)) == {int}:
+        ids = cast("list[int]", values)
+        if min(ids) >= 0 and max(ids) < vocab_size:
+            return ids
+    return [_token(value, where, vocab_size) for value in values]
+
+
 def _token(value: object, where: str, vocab_size: int) -> int:
     try:
         if isinstance(value, bool):
@@ -188,7 +220,10 @@ def _rows(
     stop: Sequence[str],
     max_new_tokens: int,
     max_seq_len: int | None,
+    *,
+    follow: bool,
 ) -> list[_Row]:
+    """The rows; with `follow` or stop strings their text is decoded as it grows."""
     longest = model.config.max_position_embeddings
     context = longest if max_seq_len is None else max_seq_len
     if context > longest:
@@ -207,7 +242,7 @@ def _rows(
     for number, prompt in enumerate(prompts):
         where = "" if len(prompts) == 1 else f" {number}"
         if isinstance(prompt, list):
-            ids = [_token(token, where, model.config.vocab_size) for token in prompt]
+            ids = _tokens(prompt, where, model.config.vocab_size)
         elif not isinstance(prompt, str):
             raise ValueError(
                 f"prompt{where} must be a text or a list of token ids, not {_shown(prompt)}"
@@ -215,7 +250,7 @@ def _rows(
         elif tokenizer is None:
             raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
         else:
-            ids = [_token(i, where, model.config.vocab_size) for i in tokenizer.encode(prompt)]
+            ids = _tokens([*tokenizer.encode(prompt)], where, model.config.vocab_size)
         if not ids:
             raise ValueError(f"prompt{where} is empty; give at least one token")
         if len(ids) >= context:
@@ -224,9 +259,32 @@ def _rows(
                 f"{context}; shorten it"
             )
         room = min(max_new_tokens, context - len(ids))
-        text = None if tokenizer is None else TextUntilStop(tokenizer.stream(), stop)
+        text = None
+        if tokenizer is not None and (follow or stop):
+            text = TextUntilStop(tokenizer.stream(), stop)
         rows.append(_Row(ids, room, text, () if tokenizer is None else tokenizer.eos_ids))
     return rows
+
+
+def _take_answers(
+    model: CausalLM, rows: list[_Row], answers: Sequence[Sequence[int]] | None
+) -> None:
+    if answers is None:
+        return
+    if len(answers) != len(rows):
+        raise ValueError(
+            f"there are {len(answers)} answers for {len(rows)} prompts; give one for each"
+        )
+    context = model.config.max_position_embeddings
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
+        row.answer = _tokens([*answer], f" {number}'s answer", model.config.vocab_size)
+        if not row.answer:
+            raise ValueError(f"the answer of prompt {number} is empty; give at least one token")
+        if len(row.prompt_ids) + len(row.answer) > context:
+            raise ValueError(
+                f"prompt {number} and its answer have {len(row.prompt_ids) + len(row.answer)} "
+                f"tokens, more than the model's context of {context}"
+            )
 
 
 class _Helper(NamedTuple):
@@ -273,24 +331,32 @@ def _run(
     steps_at_once: int,
     helper: "_Helper | None",
     cache_dtype: str | torch.dtype | None,
+    prefill_tokens: int | None,
 ) -> Iterator[str]:
     """Fills `rows`; yields the text of the first one as it comes."""
     device = model.device
     lengths = torch.tensor([len(row.prompt_ids) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     for number, row in enumerate(rows):
         ids[number, : len(row.prompt_ids)] = torch.tensor(row.prompt_ids)
-        seen[number, row.prompt_ids] = True
     ids, lengths = ids.to(device), lengths.to(device)
+    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
+    real = torch.arange(ids.shape[1], device=device) < lengths[:, None]
+    seen.scatter_(1, torch.where(real, ids, ids[:, :1]), True)
     step = compiled_next_logits(model) if compile else next_logits
     # Compiled graphs are shared by caches of a size, which holds a padded piece.
-    unit = max(_ROUND_CACHE, piece_size(len(rows), device)) if compile else _ROUND_CACHE
+    step_size = piece_size(len(rows), device, prefill_tokens)
+    unit = max(_ROUND_CACHE, step_size) if compile else _ROUND_CACHE
     drafted = 0 if helper is None else helper.tokens
-    size = max(len(row.prompt_ids) + row.room for row in rows) + drafted
+    back = max(drafted, answer_room([row.answer for row in rows]))
+    size = max(len(row.prompt_ids) + max(row.room + drafted, len(row.answer)) for row in rows)
     size = -(-size // unit) * unit
-    cache = model.new_cache(len(rows), size, max_rollback=drafted, cache_dtype=cache_dtype)
-    logits = prefill(model, ids, lengths, cache, step, pad=compile)
+    cache = model.new_cache(len(rows), size, max_rollback=back, cache_dtype=cache_dtype)
+    logits = prefill(model, ids, lengths, cache, step, pad=compile, tokens=prefill_tokens)
+    if rows[0].answer:
+        found = answer_log_likelihoods(model, cache, logits, [row.answer for row in rows])
+        for row, value in zip(rows, found, strict=True):
+            row.answer_log_likelihood = value
     decoder: Decoder | SpeculativeDecoder
     if helper is None:
         decoder = Decoder(

@@ -45,10 +45,13 @@ def compiled_next_logits(model: CausalLM) -> NextLogits:
     return _handles[model]
 
 
-def piece_size(batch_size: int, device: torch.device) -> int:
-    """Tokens of each row in a piece: of few rows many, of many rows at least 64."""
+def piece_size(batch_size: int, device: torch.device, tokens: int | None = None) -> int:
+    """Tokens of each row in a piece: of few rows many, of many rows at least 64.
+
+    `tokens` is how many a piece has of all rows together, at most; None: 8,192.
+    """
     most = _PIECE.get(device.type, _PIECE["cpu"])
-    return max(_LEAST_PIECE, min(most, _PIECE_OF_ALL // batch_size // 16 * 16))
+    return max(_LEAST_PIECE, min(most, (tokens or _PIECE_OF_ALL) // batch_size // 16 * 16))
 
 
 def prefill(
@@ -59,6 +62,7 @@ def prefill(
     run: NextLogits = next_logits,
     *,
     pad: bool = False,
+    tokens: int | None = None,
 ) -> Tensor:
     """Reads all prompts into the cache, a piece of every row at a time.
 
@@ -70,12 +74,13 @@ def prefill(
         run: `next_logits`, or that compiled.
         pad: give the last piece the size of the others, for which `run` is compiled; the cache
             must have room for such a piece.
+        tokens: of all rows in a piece, see `piece_size`.
 
     Returns:
         Logits [B, V] behind each row's last token.
     """
     B, T = ids.shape
-    size = piece_size(B, ids.device)
+    size = piece_size(B, ids.device, tokens)
     if pad:
         ids = torch.nn.functional.pad(ids, (0, -T % size))
     logits: Tensor | None = None

@@ -57,7 +57,8 @@ def decode(
         R=R,
         D=c.D,
         **c.rule,
-        SUMS=q_sum.shape[2],
+        # Without summaries it has no meaning: a kernel for each size of a cache would be compiled.
+        SUMS=1 if summaries is None else q_sum.shape[2],
         MAP=kind,
         BIAS=bias is not None,
         PRECISION=c.precision,

@@ -2,31 +2,40 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence, Set
-from itertools import groupby
-from typing import Protocol
-
-import torch
+from typing import NamedTuple, Protocol
 
 import zoo
+from tools.evaluation.batches import ONE_ROW, BatchLimits
 from tools.evaluation.outcome import Outcome
 from tools.evaluation.record import Key, key_of
 from tools.evaluation.samples import Sample, grade
-from tools.scoring.tokens import score_tokens
 
 ACCURACY, LOG_LIKELIHOOD = "accuracy", "log_likelihood"
+
+
+class Written(NamedTuple):
+    """What a model made of a prompt.
+
+    Attributes:
+        text: its most likely continuation.
+        log_likelihood: of the expected answer as a whole, in nats, right behind the prompt; None
+            where that was not asked for.
+    """
+
+    text: str
+    log_likelihood: float | None = None
 
 
 class Writer(Protocol):
     """What continues prompts."""
 
-    def write(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        """The most likely continuation of each prompt, at most so many tokens of it."""
-        ...
-
-    def log_likelihoods(
-        self, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-    ) -> list[float]:
-        """Of each answer as a whole, in nats, right behind its prompt."""
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        answers: Sequence[list[int]] | None = None,
+    ) -> list[Written]:
+        """Continues each prompt by at most so many tokens; scores `answers`, if there are any."""
         ...
 
 
@@ -36,37 +45,36 @@ class ModelWriter:
     Args:
         model: it has a tokenizer.
         compile: run through torch.compile.
+        prefill_tokens: see `zoo.generate`.
     """
 
-    def __init__(self, model: zoo.CausalLM, *, compile: bool = False) -> None:
-        self._model, self._compile = model, compile
+    def __init__(
+        self, model: zoo.CausalLM, *, compile: bool = False, prefill_tokens: int | None = None
+    ) -> None:
+        self._model, self._compile, self._prefill_tokens = model, compile, prefill_tokens
 
-    def write(self, prompts: Sequence[list[int]], max_new_tokens: int) -> list[str]:
-        written = zoo.generate(
-            self._model, list(prompts), max_new_tokens=max_new_tokens, compile=self._compile
+    def write(
+        self,
+        prompts: Sequence[list[int]],
+        max_new_tokens: int,
+        answers: Sequence[list[int]] | None = None,
+    ) -> list[Written]:
+        rows = zoo.generate(
+            self._model,
+            list(prompts),
+            max_new_tokens=max_new_tokens,
+            compile=self._compile,
+            prefill_tokens=self._prefill_tokens,
+            answers=answers,
         )
-        return [row.text for row in written]
-
-    def log_likelihoods(
-        self, prompts: Sequence[list[int]], answers: Sequence[list[int]]
-    ) -> list[float]:
-        rows = [[*p, *a] for p, a in zip(prompts, answers, strict=True)]
-        # What stands behind a row changes nothing in it.
-        width = max(len(row) for row in rows)
-        ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-        first = min(len(prompt) for prompt in prompts)
-        every = score_tokens(self._model, ids, first=first).log_likelihood.cpu().double()
-        return [
-            every[i, len(prompt) - first : len(rows[i]) - first].sum().item()
-            for i, prompt in enumerate(prompts)
-        ]
+        return [Written(row.text, row.answer_log_likelihood) for row in rows]
 
 
 def run_samples(
     writer: Writer,
     samples: Sequence[Sample],
     *,
-    batch_size: int = 1,
+    limits: BatchLimits = ONE_ROW,
     log_likelihood: bool = True,
     done: Set[Key] = frozenset(),
     advance: Callable[[int], None] = lambda items: None,
@@ -75,8 +83,8 @@ def run_samples(
 
     Args:
         writer: continues the prompts.
-        samples: in the order in which they are scored, neighbours in batches.
-        batch_size: prompts that are continued at once.
+        samples: in any order.
+        limits: of what is computed at once.
         log_likelihood: also give that of the expected answer.
         done: samples with these outcomes are left out, see `key_of`.
         advance: called with the number of samples that are settled.
@@ -85,22 +93,18 @@ def run_samples(
         Of each sample its accuracy, 0 to 1, and perhaps a log-likelihood in nats.
 
     Raises:
-        ValueError: `batch_size` is not positive, or a log-likelihood is not finite.
+        ValueError: a log-likelihood is not finite.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     metrics = [ACCURACY, LOG_LIKELIHOOD] if log_likelihood else [ACCURACY]
-    left = []
-    for sample in samples:
-        blank = [_outcome(sample, metric, 0.0) for metric in metrics]
-        if not all(key_of(outcome) in done for outcome in blank):
-            left.append(sample)
-    advance(len(samples) - len(left))
     # How many tokens a row may write must not depend on what is beside it.
-    for limit, group in groupby(left, key=lambda sample: sample.max_new_tokens):
-        alike = list(group)
-        for start in range(0, len(alike), batch_size):
-            batch = alike[start : start + batch_size]
+    alike: dict[int, list[Sample]] = {}
+    for sample in samples:
+        if all(key_of(_outcome(sample, metric, 0.0)) in done for metric in metrics):
+            advance(1)
+        else:
+            alike.setdefault(sample.max_new_tokens, []).append(sample)
+    for limit, group in alike.items():
+        for batch in limits.batches(group, lambda sample: len(sample.prompt_ids)):
             yield from _run_batch(writer, batch, limit, log_likelihood)
             advance(len(batch))
 
@@ -108,17 +112,15 @@ def run_samples(
 def _run_batch(
     writer: Writer, batch: Sequence[Sample], limit: int, log_likelihood: bool
 ) -> Iterator[Outcome]:
-    prompts = [sample.prompt_ids for sample in batch]
-    texts = writer.write(prompts, limit)
-    values = [math.nan] * len(batch)
-    if log_likelihood:
-        values = writer.log_likelihoods(prompts, [sample.answer_ids for sample in batch])
-        if not all(math.isfinite(value) for value in values):
-            raise ValueError(
-                "the model's logits are not finite numbers; try another dtype, such as float32"
-            )
-    for sample, text, value in zip(batch, texts, values, strict=True):
-        yield _outcome(sample, ACCURACY, grade(text, sample.answers, sample.match))
+    answers = [sample.answer_ids for sample in batch] if log_likelihood else None
+    written = writer.write([sample.prompt_ids for sample in batch], limit, answers)
+    values = [math.nan if row.log_likelihood is None else row.log_likelihood for row in written]
+    if log_likelihood and not all(math.isfinite(value) for value in values):
+        raise ValueError(
+            "the model's logits are not finite numbers; try another dtype, such as float32"
+        )
+    for sample, row, value in zip(batch, written, values, strict=True):
+        yield _outcome(sample, ACCURACY, grade(row.text, sample.answers, sample.match))
         if log_likelihood:
             yield _outcome(sample, LOG_LIKELIHOOD, value)
 

@@ -14,6 +14,7 @@ from tools.evaluation.recall.fillers import Filler, prose_fillers, repeated_fill
 from tools.evaluation.recall.request import Request
 from tools.evaluation.record import Key, cell_text, key_of
 from tools.evaluation.samples import Sample
+from tools.evaluation.shared import Shared
 from tools.evaluation.suite import HUB, POSITIONS, Settings, check_contexts, position_text
 
 if TYPE_CHECKING:
@@ -43,23 +44,32 @@ class Job:
     case: Mapping[str, object]
 
 
-def jobs(task: str, model: "CausalLM", name: str, settings: Settings) -> Iterator[Job]:
+def jobs(
+    task: str, model: "CausalLM", name: str, settings: Settings, shared: Shared
+) -> Iterator[Job]:
     """What a task means for a model.
+
+    Args:
+        task: from `choose_tasks`.
+        model: its tokenizer is from `shared`.
+        name: of the model.
+        settings: what the user asked for.
+        shared: what earlier models of the same settings have left.
 
     Raises:
         ValueError: the model cannot do it, or a file or filler is too short or broken.
     """
     check_contexts(name, model.config, settings)
     if task in RECALL:
-        yield _recall_job(task, model, name, settings)
+        yield _recall_job(task, model, name, settings, shared)
     elif task == POSITIONS:
-        yield _position_job(model, settings)
+        yield _position_job(model, settings, shared)
     else:
         from tools.evaluation.harness import LONG_TASKS
 
-        yield _harness_job(task, 0, model, name, settings)
+        yield _harness_job(task, 0, model, name, settings, shared)
         if settings.far and task not in LONG_TASKS and not task.startswith(HUB):
-            yield _harness_job(task, settings.far, model, name, settings)
+            yield _harness_job(task, settings.far, model, name, settings, shared)
 
 
 def _contexts(task: str, model: "CausalLM", settings: Settings) -> tuple[int, ...]:
@@ -70,26 +80,28 @@ def _contexts(task: str, model: "CausalLM", settings: Settings) -> tuple[int, ..
     return own or (longest,)
 
 
-def recall_samples(task: str, model: "CausalLM", name: str, settings: Settings) -> list[Sample]:
-    """The samples of a recall task.
+def recall_samples(
+    task: str, model: "CausalLM", name: str, settings: Settings, shared: Shared
+) -> list[Sample]:
+    """The samples of a recall task; arguments as `jobs`.
 
     Raises:
         ValueError: the model has no tokenizer, or a file or filler is too short or broken.
     """
     if model.tokenizer is None:
         raise ValueError(f"{task} needs a tokenizer, which {name} does not have")
-    n = settings.n if settings.limit is None else min(settings.n, settings.limit)
     request = Request(
         tokenizer=model.tokenizer,
         contexts=_contexts(task, model, settings),
-        n=n,
+        n=settings.prompts_of(task),
         seed=settings.seed,
         split=settings.split,
         repeated=repeated_fillers(settings.split),
         prose=prose_fillers(settings.split, settings.search_text, settings.judge_text),
         data=settings.data,
     )
-    return list(RECALL[task].draw(request))
+    key = (task, request.tokenizer, request.contexts)
+    return shared.once(key, lambda: list(RECALL[task].draw(request)))
 
 
 def _fillers(settings: Settings) -> tuple[Filler, ...]:
@@ -97,19 +109,23 @@ def _fillers(settings: Settings) -> tuple[Filler, ...]:
     return (*repeated_fillers(settings.split), *prose)
 
 
-def _recall_job(task: str, model: "CausalLM", name: str, settings: Settings) -> Job:
+def _recall_job(
+    task: str, model: "CausalLM", name: str, settings: Settings, shared: Shared
+) -> Job:
     from tools.evaluation.generating import ModelWriter, run_samples
 
-    samples = recall_samples(task, model, name, settings)
+    samples = recall_samples(task, model, name, settings, shared)
     fillers = _fillers(settings)
     names = {(sample.task, cell_text(sample.cell), sample.item) for sample in samples}
     metrics = ("accuracy", "log_likelihood") if settings.log_likelihood else ("accuracy",)
 
     def run(done: Set[Key], advance: Advance) -> Iterator[Outcome]:
         return run_samples(
-            ModelWriter(model, compile=settings.compile),
+            ModelWriter(
+                model, compile=settings.compile, prefill_tokens=settings.limits.prefill_tokens
+            ),
             samples,
-            batch_size=settings.batch_size,
+            limits=settings.limits,
             log_likelihood=settings.log_likelihood,
             done=done,
             advance=advance,
@@ -128,13 +144,16 @@ def _recall_job(task: str, model: "CausalLM", name: str, settings: Settings) -> 
     )
 
 
-def _harness_job(task: str, far: int, model: "CausalLM", name: str, settings: Settings) -> Job:
-    from tools.evaluation.harness import count_items, run_harness
+def _harness_job(
+    task: str, far: int, model: "CausalLM", name: str, settings: Settings, shared: Shared
+) -> Job:
+    from tools.evaluation.harness import count_items, data_suffix, run_harness
 
     hub = task.startswith(HUB)
     bare = task.removeprefix(HUB)
     data = None if hub else settings.data
     cell = cell_text({"far": far})
+    suffix = "" if data is None else data_suffix(bare, data, far=far > 0)
 
     def run(done: Set[Key], advance: Advance) -> Iterator[Outcome]:
         return run_harness(
@@ -144,20 +163,26 @@ def _harness_job(task: str, far: int, model: "CausalLM", name: str, settings: Se
             data=data,
             far=far,
             limit=settings.limit,
-            batch_size=settings.batch_size,
+            limits=settings.limits,
             seed=settings.seed,
             done={(t, item, metric) for t, where, item, metric in done if where == cell},
             advance=advance,
+            shared=shared,
         )
 
     def covers(outcome: Outcome) -> bool:
         if outcome.task != bare or cell_text(outcome.cell) != cell:
             return False
-        return settings.limit is None or int(outcome.item) < settings.limit
+        number, dash, rest = outcome.item.partition("-")
+        if dash + rest != suffix:
+            return False
+        return settings.limit is None or int(number) < settings.limit
 
     return Job(
         title=f"{task} behind {far} tokens" if far else task,
-        total=None if data is None else count_items([bare], data, settings.limit),
+        total=None
+        if data is None
+        else shared.once(("count", bare), lambda: count_items([bare], data, settings.limit)),
         run=run,
         covers=covers,
         reports=(),
@@ -165,8 +190,8 @@ def _harness_job(task: str, far: int, model: "CausalLM", name: str, settings: Se
     )
 
 
-def _position_job(model: "CausalLM", settings: Settings) -> Job:
-    from tools.evaluation.positions import position_outcomes
+def _position_job(model: "CausalLM", settings: Settings, shared: Shared) -> Job:
+    from tools.evaluation.positions import text_windows, window_outcomes
     from tools.text_files import read_text
 
     path = position_text(settings)
@@ -175,13 +200,12 @@ def _position_job(model: "CausalLM", settings: Settings) -> Job:
 
     def run(done: Set[Key], advance: Advance) -> Iterator[Outcome]:
         del done  # one pass over a text, which is short
-        return position_outcomes(
-            model,
-            read_text(path),
-            window=window,
-            windows=windows,
-            batch_size=settings.batch_size,
-            advance=advance,
+        rows = shared.once(
+            (POSITIONS, model.tokenizer, window),
+            lambda: text_windows(model, read_text(path), window=window, windows=windows),
+        )
+        return window_outcomes(
+            model, rows, batch_size=settings.limits.most_rows(window), advance=advance
         )
 
     return Job(

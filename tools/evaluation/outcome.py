@@ -4,8 +4,11 @@ An item's name says what was asked, and nothing of the model: the same item of t
 """
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+
+_LOG_LARGEST = math.log(sys.float_info.max)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +37,9 @@ class Score:
     """A mean over the items of a task and cell.
 
     Attributes:
-        value: sum of values over sum of weights; of a perplexity, exp of that.
-        error: its standard error (of a perplexity by the delta method), None for one item.
+        value: sum of values over sum of weights; of a perplexity, exp of that, perhaps infinite.
+        error: its standard error (of a perplexity by the delta method), None for one
+            item or infinity.
         n: items.
     """
 
@@ -71,8 +75,8 @@ def score(outcomes: list[Outcome]) -> Score:
         squares = sum((x.value - mean * x.weight) ** 2 for x in outcomes)
         error = math.sqrt(squares / (n - 1) / n) / weight
     if is_perplexity(first.metric):
-        mean = math.exp(mean)
-        error = None if error is None else mean * error
+        mean = math.exp(mean) if mean < _LOG_LARGEST else math.inf
+        error = None if error is None or math.isinf(mean) else mean * error
     return Score(
         task=first.task, cell=first.cell, metric=first.metric, value=mean, error=error, n=n
     )

@@ -1,20 +1,31 @@
 """read_outcomes: what `zoo evaluate --samples` has kept of each item, model by model."""
 
-import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple
 
 from tools.evaluation.outcome import Outcome
 from tools.evaluation.record import Key, key_of
+from tools.evaluation.sample_lines import read_sample_lines
 
 log = logging.getLogger("zoo")
 
 
-def read_outcomes(paths: Sequence[Path]) -> dict[str, list[Outcome]]:
-    """The outcomes of each model in these files, in the order in which they first come.
+class Outcomes(NamedTuple):
+    """What files hold.
+
+    Attributes:
+        models: the outcomes of each model, in the order in which they first come.
+        full: the models of which every layer has full attention.
+    """
+
+    models: dict[str, list[Outcome]]
+    full: frozenset[str]
+
+
+def read_outcomes(paths: Sequence[Path]) -> Outcomes:
+    """The outcomes of all models in these files.
 
     A model's name with several cases (other weights, layers, dtype or device) stands for several
     models, called "name (case)". Of two lines on the same item the last counts. Lines that a kill
@@ -25,47 +36,26 @@ def read_outcomes(paths: Sequence[Path]) -> dict[str, list[Outcome]]:
         ValueError: a line is not an outcome, or there are none.
     """
     models: dict[tuple[str, str], dict[Key, Outcome]] = {}
+    full: set[tuple[str, str]] = set()
     for path in paths:
-        cut = 0
-        lines = path.read_bytes().splitlines()
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                cut += 1
-                continue
-            model, outcome = _parse(row, f"{path}, line {number}")
-            models.setdefault(model, {})[key_of(outcome)] = outcome
+        lines = list(read_sample_lines(path))
+        cut = lines.count(None)
         if cut == len(lines):
             raise ValueError(f"{path} holds no outcomes of `zoo evaluate --samples`")
         if cut:
             log.warning("%s: %d lines are cut short and were left out", path, cut)
+        for line in lines:
+            if line is not None:
+                model = (line.model, line.case)
+                models.setdefault(model, {})[key_of(line.outcome)] = line.outcome
+                if line.full:
+                    full.add(model)
     names = [name for name, _ in models]
-    return {
-        name if names.count(name) == 1 else f"{name} ({case[:8]})": list(outcomes.values())
-        for (name, case), outcomes in models.items()
+    shown = {
+        (name, case): name if names.count(name) == 1 else f"{name} ({case[:8]})"
+        for name, case in models
     }
-
-
-def _parse(row: object, source: str) -> tuple[tuple[str, str], Outcome]:
-    try:
-        fields = cast("Mapping[str, object]", row)
-        outcome = Outcome(
-            task=str(fields["task"]),
-            cell=dict(cast("Mapping[str, object]", fields["cell"])),
-            item=str(fields["item"]),
-            metric=str(fields["metric"]),
-            value=float(cast("float", fields["value"])),
-            weight=float(cast("float", fields["weight"])),
-        )
-        model = (str(fields["model"]), str(fields["case"]))
-    except (KeyError, TypeError, ValueError):
-        raise ValueError(f"{source}: not an outcome of `zoo evaluate --samples`") from None
-    if not (math.isfinite(outcome.value) and 0 < outcome.weight < math.inf):
-        raise ValueError(
-            f"{source}: a value must be finite and a weight above 0, not {outcome.value} and "
-            f"{outcome.weight}"
-        )
-    return model, outcome
+    return Outcomes(
+        {shown[model]: list(outcomes.values()) for model, outcomes in models.items()},
+        frozenset(shown[model] for model in full),
+    )

@@ -75,10 +75,19 @@ def position_outcomes(
         ValueError: no tokenizer, fewer windows than asked for, numbers out of range, or losses
             that are not finite.
     """
+    rows = text_windows(model, text, window=window, windows=windows)
+    yield from window_outcomes(model, rows, batch_size=batch_size, advance=advance, near=near)
+
+
+def text_windows(model: Model, text: str, *, window: int, windows: int | None) -> Tensor:
+    """The windows of a text for `window_outcomes`, int [N, W].
+
+    Raises:
+        ValueError: no tokenizer, or fewer windows than asked for.
+    """
     if model.tokenizer is None:
         raise ValueError("the loss by position needs a tokenizer, which the model does not have")
-    rows = cut_windows(model.tokenizer.encode(text, add_bos=False), window, windows)
-    yield from window_outcomes(model, rows, batch_size=batch_size, advance=advance, near=near)
+    return cut_windows(model.tokenizer.encode(text, add_bos=False), window, windows)
 
 
 def window_outcomes(

@@ -1,18 +1,14 @@
-"""Record: the outcome of every item as a line of a file, from which a killed run goes on.
-
-A line is {"model", "case", "task", "cell", "item", "metric", "value", "weight"}: "case" is a
-digest of the model with its weights, attention, dtype and device, so that outcomes of another one
-are never taken for its own; "model" is the name that was typed.
-"""
+"""Record: the outcome of every item as a line of a file, from which a killed run goes on."""
 
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from tools.evaluation.outcome import Outcome
+from tools.evaluation.sample_lines import Line, read_sample_lines
 
 Key = tuple[str, str, str, str]
 
@@ -40,20 +36,30 @@ class Record:
         path: the file, made if need be; None: nothing is kept beyond this process.
         model: the name of the model.
         case: what the outcomes depend on.
+        full: whether every layer has full attention.
 
     Raises:
         OSError: the file cannot be read or written.
-        ValueError: it holds a line that is no outcome, other than a last one that a kill cut.
+        ValueError: it holds a line that is no outcome, other than one that a kill cut.
     """
 
-    def __init__(self, path: Path | None, model: str, case: Mapping[str, object]) -> None:
-        self._model, self._case = model, case_digest(case)
+    def __init__(
+        self,
+        path: Path | None,
+        model: str,
+        case: Mapping[str, object],
+        *,
+        full: bool = False,
+    ) -> None:
+        self._model, self._case, self._full = model, case_digest(case), full
         self._outcomes: dict[Key, Outcome] = {}
         self._file: BinaryIO | None = None
         if path is None:
             return
         if path.exists():
-            self._outcomes = _read(path, self._case)
+            lines = read_sample_lines(path)
+            found = (x.outcome for x in lines if x is not None and x.case == self._case)
+            self._outcomes = {key_of(outcome): outcome for outcome in found}
         self._file = path.open("ab")
         if self._file.tell() and not _ends_with_newline(path):
             self._file.write(b"\n")
@@ -75,18 +81,8 @@ class Record:
         known = self._outcomes.setdefault(key_of(outcome), outcome)
         if self._file is None or known is not outcome:
             return
-        line = {
-            "model": self._model,
-            "case": self._case,
-            "task": outcome.task,
-            "cell": dict(outcome.cell),
-            "item": outcome.item,
-            "metric": outcome.metric,
-            "value": outcome.value,
-            "weight": outcome.weight,
-        }
-        text = json.dumps(line, allow_nan=False, ensure_ascii=False)
-        self._file.write(text.encode() + b"\n")
+        line = Line(self._model, self._case, self._full, outcome)
+        self._file.write(line.encode())
         self._file.flush()
 
     def __iter__(self) -> Iterator[Outcome]:
@@ -98,35 +94,3 @@ def _ends_with_newline(path: Path) -> bool:
     with path.open("rb") as file:
         file.seek(-1, os.SEEK_END)
         return file.read(1) == b"\n"
-
-
-def _read(path: Path, case: str) -> dict[Key, Outcome]:
-    outcomes = {}
-    lines = path.read_bytes().split(b"\n")
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            found = cast("dict[str, object]", json.loads(line))
-            if found["case"] != case:
-                continue
-            outcome = Outcome(
-                task=str(found["task"]),
-                cell=cast("dict[str, object]", found["cell"]),
-                item=str(found["item"]),
-                metric=str(found["metric"]),
-                value=float(cast("float", found["value"])),
-                weight=float(cast("float", found["weight"])),
-            )
-        except (ValueError, KeyError, TypeError, RecursionError):
-            # What a kill has cut is without effect: that item is computed again.
-            if number == len(lines) or _is_cut(line):
-                continue
-            raise ValueError(f"{path}, line {number}: not an outcome of zoo evaluate") from None
-        outcomes[key_of(outcome)] = outcome
-    return outcomes
-
-
-def _is_cut(line: bytes) -> bool:
-    """The beginning of a line, behind which a later run has begun a new one."""
-    return line.startswith(b'{"model": ') and not line.endswith(b"}")

@@ -1,8 +1,4 @@
-"""report: scores by parts of a cell; `print_scores`: models beside each other, voids among them.
-
-A cell of a recall task is void where full attention itself scores below a half: there nothing can
-be said of a model that has less of it.
-"""
+"""report: scores by parts of a cell; `print_scores`: models beside each other, with voids."""
 
 import json
 import re
@@ -13,10 +9,8 @@ from pathlib import Path
 from tools.display import print_table
 from tools.evaluation.jobs import Advance, Job
 from tools.evaluation.outcome import Outcome, Score, is_perplexity, score
-from tools.evaluation.recall import RECALL
 from tools.evaluation.record import Key, Record, cell_text, key_of
-
-VOID_BELOW = 0.5
+from tools.evaluation.void import is_void
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,13 +92,6 @@ def print_scores(columns: Sequence[Column]) -> None:
         n = max(column.scores[key].n for column in columns if key in column.scores)
         rows.append([task, where, metric, str(n), *shown])
     print_table(["task", "cell", "metric", "n", *(column.name for column in columns)], rows)
-
-
-def is_void(full: Score | None) -> bool:
-    """Whether full attention's score leaves nothing to judge by."""
-    if full is None or full.task not in RECALL or full.metric != "accuracy":
-        return False
-    return full.value < VOID_BELOW
 
 
 def _shown(found: Score | None) -> str:

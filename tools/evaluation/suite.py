@@ -1,10 +1,11 @@
 """The tasks of `zoo evaluate`: what each is called, and what the user may ask of them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tools.evaluation.batches import BatchLimits
 from tools.evaluation.recall import GENERATED, RECALL
 from tools.evaluation.recall.files import find_file
 from tools.evaluation.recall.fillers import Filler, Split
@@ -25,10 +26,11 @@ class Settings:
         data: folder of the tasks' files.
         contexts: tokens of generated prompts; None: what each task has by itself.
         n: prompts of each part of a generated task, and questions of SQuAD.
+        own_n: the same by task, for tasks that have another number.
         limit: only the first so many of these, and of the items of a file.
         seed: of everything that is drawn.
         split: which wordings and fillers.
-        batch_size: prompts that are computed at once.
+        limits: of what is computed at once.
         far: tokens of unrelated text before the prompts of the harness's tasks, which are scored
             without it as well; 0: only without.
         compile: run generation through torch.compile.
@@ -40,16 +42,45 @@ class Settings:
     data: Path | None = None
     contexts: tuple[int, ...] | None = None
     n: int = 200
+    own_n: Mapping[str, int] = field(default_factory=dict)
     limit: int | None = None
     seed: int = 0
     split: Split = "judge"
-    batch_size: int = 16
+    limits: BatchLimits = field(default_factory=lambda: BatchLimits(rows=16))
     far: int = 1024
     compile: bool = False
     log_likelihood: bool = True
     search_text: Filler | None = None
     judge_text: Filler | None = None
     text: Path | None = None
+
+    def prompts_of(self, task: str) -> int:
+        """How many prompts each part of a task has, `limit` included."""
+        n = self.own_n.get(task, self.n)
+        return n if self.limit is None else min(n, self.limit)
+
+
+def parse_n(values: Sequence[str]) -> tuple[int | None, dict[str, int]]:
+    """What `--n` says: the number of prompts, if it does, and those of tasks that have their own.
+
+    Raises:
+        ValueError: a value is neither a number nor TASK=NUMBER, or no task has prompts like that.
+    """
+    common, own = None, {}
+    for value in values:
+        task, _, number = value.rpartition("=")
+        if not number.isdecimal() or (not task and "=" in value):
+            raise ValueError(f"--n must be a number or TASK=NUMBER, not {value!r}")
+        if not task:
+            common = int(number)
+        elif task in RECALL:
+            own[task] = int(number)
+        else:
+            raise ValueError(
+                f"--n is of generated prompts, which {task!r} does not have; choose from "
+                f"{', '.join(RECALL)}"
+            )
+    return common, own
 
 
 def harness_tasks() -> Mapping[str, str]:
@@ -105,7 +136,8 @@ def check_tasks(tasks: Sequence[str], settings: Settings) -> None:
     Raises:
         ValueError: a file is missing, or a number is out of range.
     """
-    numbers = {"n": settings.n, "limit": settings.limit, "batch_size": settings.batch_size}
+    numbers = {"n": settings.n, "limit": settings.limit}
+    numbers |= {f"n of {task}": number for task, number in settings.own_n.items()}
     for what, number in numbers.items():
         if number is not None and number < 1:
             raise ValueError(f"{what} must be at least 1, not {number}")

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from recipes.ablation import JudgeTable
 from recipes.placement import LayerSet
+from tools.evaluation.batches import BatchLimits
 from tools.evaluation.jobs import jobs, recall_samples
 from tools.evaluation.outcome import Outcome, Score, score
 from tools.evaluation.recall import RECALL
 from tools.evaluation.recall.fillers import Filler
 from tools.evaluation.record import Record, case_digest
 from tools.evaluation.report import run_job
+from tools.evaluation.shared import Shared
 from tools.evaluation.suite import Settings
 from tools.measurement import implementation, model_case
 from tools.model_options import RuntimeOptions
@@ -68,13 +70,14 @@ class Judge:
                 limit=table.limit,
                 seed=table.seed,
                 split="judge",
-                batch_size=table.batch_size,
+                limits=BatchLimits(rows=table.batch_size),
                 far=table.far,
                 log_likelihood=False,
                 judge_text=text,
             )
             for text in texts or [None]
         ]
+        self._shared = [Shared() for _ in self._settings]
 
     @property
     def settings(self) -> Sequence[Settings]:
@@ -134,11 +137,11 @@ class Judge:
             for layers in dict.fromkeys(placements):
                 with branches.placed(layers) as model:
                     records.append((layers, stack.enter_context(self._record(model))))
-            for settings, task in self._parts(tasks):
-                samples = recall_samples(task, branches.model, self._name, settings)
+            for settings, shared, task in self._parts(tasks):
+                samples = recall_samples(task, branches.model, self._name, settings, shared)
                 title = f"{task}, {len(records)} placements"
                 with self._progress(title, len(records) * len(samples)) as advance:
-                    score_together(branches, samples, records, settings.batch_size, advance)
+                    score_together(branches, samples, records, settings.limits.rows, advance)
 
     def _record(self, model: CausalLM) -> Record:
         """The outcomes of a placed model; the rule says nothing about what it answers."""
@@ -151,19 +154,20 @@ class Judge:
         """What rows and samples say of how answers are scored."""
         return {"teacher_forcing": True} if self._table.teacher_forcing else {}
 
-    def _parts(self, tasks: Sequence[str]) -> Iterator[tuple[Settings, str]]:
-        for number, settings in enumerate(self._settings):
+    def _parts(self, tasks: Sequence[str]) -> Iterator[tuple[Settings, Shared, str]]:
+        both = zip(self._settings, self._shared, strict=True)
+        for number, (settings, shared) in enumerate(both):
             for task in tasks:
                 if not number or (task in RECALL and task not in _WITHOUT_PROSE):
-                    yield settings, task
+                    yield settings, shared, task
 
     def _tasks(
         self, model: CausalLM, case: Mapping[str, object], impl: str, title: str
     ) -> list[Outcome]:
         table = self._table
         with self._record(model) as record:
-            for settings, task in self._parts(table.tasks):
-                for job in jobs(task, model, self._name, settings):
+            for settings, shared, task in self._parts(table.tasks):
+                for job in jobs(task, model, self._name, settings, shared):
                     with self._progress(f"{title}: {job.title}", job.total) as advance:
                         found = run_job(job, record, advance)
                     for x in found:

@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 
 from recipes.placement import LayerSet
+from tools.evaluation.batches import BatchLimits
+from tools.evaluation.shared import Shared
 from tools.placement.branches import Branches
 from tools.placement.objectives import Batch, Objective
 from tools.placement.sweep import blocks_run, sweep
@@ -176,9 +178,8 @@ class CommonsenseScorer:
 
     def __call__(self, placements: Sequence[LayerSet], advance: Advance) -> Iterator[Scored]:
         from tools.evaluation.harness import run_harness
-        from tools.evaluation.harness.tasks import load_tasks
 
-        loaded = load_tasks(self._tasks, self._data)
+        shared = Shared()  # tasks take seconds to load
         for layers in placements:
             with self._branches.placed(layers) as model:
                 outcomes = list(
@@ -189,10 +190,10 @@ class CommonsenseScorer:
                         data=self._data,
                         far=self._far,
                         limit=self._limit,
-                        batch_size=self._batch_size,
+                        limits=BatchLimits(rows=self._batch_size),
                         seed=self._seed,
                         advance=advance,
-                        loaded=loaded,
+                        shared=shared,
                     )
                 )
             right = [outcome for outcome in outcomes if outcome.metric == "acc"]

@@ -4,6 +4,7 @@ A row is  [bos] hay INSERT hay ... INSERT hay QUESTION ANSWER.  What is hidden t
 hay, so that every row has exactly as many tokens as asked for.
 """
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,7 +63,7 @@ class Rows:
             # Twice a row, so that slices begin anywhere in the sentences.
             self._hay = sentence * (2 * length // len(sentence) + 2)
         else:
-            self._hay = tokenizer.encode(hay[:_HAY_CHARACTERS], add_bos=False)
+            self._hay = _tokens_of(tokenizer, hay[:_HAY_CHARACTERS])
         if len(self._hay) < length:
             raise ValueError(
                 f"the hay has {len(self._hay)} tokens, fewer than the {length} of a prompt; "
@@ -73,6 +74,10 @@ class Rows:
     def encode(self, text: str) -> list[int]:
         """The tokens of a piece of a row, without a bos."""
         return self._tokenizer.encode(text, add_bos=False)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The same of several pieces, on all cores."""
+        return self._tokenizer.encode_batch(texts, add_bos=False)
 
     def split(self, question: str, answer: str) -> tuple[list[int], list[int]]:
         """The tokens of `question + answer`, parted where those of the question alone end."""
@@ -121,6 +126,11 @@ class Rows:
             ids += [*hay[done:at], *tokens]
             done = at
         return Row([*ids, *hay[done:], *question, *answer], len(answer))
+
+
+@functools.lru_cache(maxsize=4)  # rows of several lengths share a text, which takes seconds
+def _tokens_of(tokenizer: "Tokenizer", text: str) -> list[int]:
+    return tokenizer.encode(text, add_bos=False)
 
 
 def start_ids(tokenizer: "Tokenizer") -> list[int]:

@@ -7,6 +7,7 @@ then treats a leading space and text after special tokens otherwise, and GPT2Tok
 SmolLM2's rule that digits stand alone.
 """
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -80,6 +81,15 @@ class Tokenizer:
         """Number of tokens; the model's embedding may have more rows, never fewer."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def same_as(self, other: "Tokenizer") -> bool:
+        """Whether both give the same ids, texts and chats."""
+        return self is other or self._description == other._description
+
+    @functools.cached_property
+    def _description(self) -> tuple[object, ...]:
+        special = tuple(sorted(self._special.items()))
+        return (self._backend.to_str(), special, self.eos_ids, self.chat_template)
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Ids of `text`; special tokens spelled out in it become their ids.
 
@@ -99,6 +109,19 @@ class Tokenizer:
         except TypeError:  # what the library raises for half of a surrogate pair
             raise ValueError("the text is not valid Unicode: it has a lone surrogate") from None
         return [self.bos_id, *ids] if add_bos and self.bos_id is not None else ids
+
+    def encode_batch(
+        self, texts: Sequence[str], *, add_bos: bool | None = None
+    ) -> list[list[int]]:
+        """What `encode` gives of each text, on all cores."""
+        if add_bos and self.bos_id is None:
+            raise ValueError("add_bos=True needs a bos token and this tokenizer has none")
+        try:
+            found = self._backend.encode_batch(list(texts), add_special_tokens=add_bos is None)
+        except TypeError:  # as in `encode`
+            raise ValueError("a text is not valid Unicode: it has a lone surrogate") from None
+        start = [self.bos_id] if add_bos and self.bos_id is not None else []
+        return [[*start, *encoding.ids] for encoding in found]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of `ids`; ids outside the vocabulary have none."""

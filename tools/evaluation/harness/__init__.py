@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.evaluation.harness.data import TASKS, read_rows
+from tools.evaluation.batches import ONE_ROW, BatchLimits
+from tools.evaluation.harness.data import TASKS, file_of, read_rows
 from tools.evaluation.outcome import Outcome
+from tools.evaluation.recall.files import item_suffix
+from tools.evaluation.shared import Shared
 
 if TYPE_CHECKING:
     from lm_eval.api.model import TemplateLM
-    from lm_eval.api.task import Task
 
     from zoo import CausalLM
 
@@ -33,12 +35,12 @@ def run_harness(
     data: Path | None,
     far: int = 0,
     limit: int | None = None,
-    batch_size: int = 1,
+    limits: BatchLimits = ONE_ROW,
     seed: int = 0,
     done: Done = frozenset(),
     advance: Callable[[int], None] = lambda items: None,
     hay: str | None = None,
-    loaded: "Mapping[str, Task] | None" = None,
+    shared: Shared | None = None,
 ) -> Iterator[Outcome]:
     """Scores tasks; outcomes come as soon as they are there, so that a stopped run can go on.
 
@@ -49,29 +51,25 @@ def run_harness(
         data: the folder of the local files; None: data sets from the hub.
         far: tokens of unrelated text before every prompt, at least; 0: as published.
         limit: only the first so many items of a task.
-        batch_size: rows that are computed at once.
+        limits: of what is computed at once.
         seed: of the unrelated text.
         done: (task, item, metric) that are not to be computed again.
         advance: called with the number of items that are settled.
         hay: the unrelated text; None: WikiText from `data`.
-        loaded: these tasks, for who scores many models: to load them takes seconds; from
-            `tools.evaluation.harness.tasks.load_tasks`.
+        shared: what earlier calls have left, which differed in nothing but `model`, `tasks` and
+            `far`.
 
     Yields:
         One outcome for each item and metric, of the cell {"far": far}. The mean of a perplexity is
-        over words or bytes, as the metric's name says, or over items. An item is a number: its
-        place in the task's data.
+        over words or bytes, as the metric's name says, or over items. An item is a number, its
+        place in the task's data, and `item_suffix` of local files.
 
     Raises:
         ValueError: in one line: the harness is not installed, an unknown task, a missing file,
             a task that takes no text before it, or more text than the model can read.
     """
     check_installed()
-    for what, number, least in (
-        ("far", far, 0),
-        ("limit", limit, 1),
-        ("batch_size", batch_size, 1),
-    ):
+    for what, number, least in (("far", far, 0), ("limit", limit, 1)):
         if number is not None and number < least:
             raise ValueError(f"{what} must be at least {least}, not {number}")
     from lm_eval.api.model import TemplateLM
@@ -80,10 +78,14 @@ def run_harness(
     from tools.evaluation.harness.items import TaskRun
     from tools.evaluation.harness.tasks import load_tasks
 
+    shared = Shared(keep=False) if shared is None else shared
     passages = None
     if far:
-        passages = UnrelatedText(_wikitext(data) if hay is None else hay, far, seed)
-    loaded = load_tasks(tasks, data) if loaded is None else loaded
+        passages = shared.once(
+            ("passages", far),
+            lambda: UnrelatedText(_wikitext(data) if hay is None else hay, far, seed),
+        )
+    loaded = shared.once(("tasks", *tasks), lambda: load_tasks(tasks, data, limit))
     for task_name, task in loaded.items():
         if far and task.OUTPUT_TYPE == "loglikelihood_rolling":
             raise ValueError(f"{task_name} is a long text: score it with far 0, not {far}")
@@ -92,10 +94,37 @@ def run_harness(
     else:
         from tools.evaluation.harness.model import ZooLM
 
-        lm = ZooLM(model, batch_size=batch_size)
+        lm = ZooLM(
+            model,
+            batch_size=limits.rows,
+            batch_tokens=limits.tokens,
+            prefill_tokens=limits.prefill_tokens,
+        )
     for task_name, task in loaded.items():
-        run = TaskRun(lm, name, task_name, task, far=far, passages=passages, done=done)
-        yield from run.outcomes(limit, max(16, 4 * batch_size), advance)
+        run = TaskRun(
+            lm,
+            name,
+            task_name,
+            task,
+            far=far,
+            passages=passages,
+            suffix=""
+            if data is None
+            else data_suffix(task_name, data, far=far > 0 and hay is None),
+            done=done,
+            shared=shared,
+        )
+        yield from run.outcomes(limit, max(16, 4 * limits.rows), advance)
+
+
+def data_suffix(task: str, data: Path, *, far: bool) -> str:
+    """The end of an item's name: `item_suffix` of the task's file, and of WikiText where `far`.
+
+    Raises:
+        ValueError: a missing file.
+    """
+    names = [task, "wikitext"] if far else [task]
+    return "".join(item_suffix(file_of(name, data)) for name in names)
 
 
 def check_installed() -> None:

@@ -159,8 +159,7 @@ def read_rows(name: str, data: Path) -> list[dict[str, object]]:
     Raises:
         ValueError: in one line, a file that is missing, or a line that is not such a row.
     """
-    task = TASKS[name]
-    path = find_file(data, task.stem, name, ".txt" if task.text else ".jsonl")
+    task, path = TASKS[name], file_of(name, data)
     if task.text:
         return [{"page": page} for page in pages(read_text(path))]
     rows = []
@@ -178,6 +177,16 @@ def read_rows(name: str, data: Path) -> list[dict[str, object]]:
     if not rows:
         raise ValueError(f"{path} has no row of the {task.split} split, which {name} scores")
     return rows
+
+
+def file_of(name: str, data: Path) -> Path:
+    """The file of a task.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    task = TASKS[name]
+    return find_file(data, task.stem, name, ".txt" if task.text else ".jsonl")
 
 
 def pages(text: str) -> Iterator[str]:

@@ -25,9 +25,11 @@ from tqdm import tqdm
 
 import zoo
 from flasheva import Impl
+from tools.evaluation.batches import BatchLimits
 from tools.evaluation.harness.scoring import Continuation, score_continuations
 
-Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
+# Texts, and the tokens of the context and of what continues it.
+Encoded = tuple[tuple[str, str] | None, Sequence[int], Sequence[int]]
 
 _MAX_NEW_TOKENS = 256  # the harness's default
 # Generation options that ask for nothing beyond what `zoo.generate` does anyway.
@@ -45,6 +47,7 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
         max_length: tokens that the model reads at most; None: its context.
         compile: `torch.compile` for generated text.
         max_batch_size: the harness passes it; without meaning here.
+        batch_tokens, prefill_tokens: see `BatchLimits`.
 
     Raises:
         ValueError: no tokenizer, neither bos nor eos in it, or a size out of range.
@@ -61,6 +64,8 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
         max_length: int | None = None,
         compile: bool = False,
         max_batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        prefill_tokens: int | None = None,
     ) -> None:
         super().__init__()
         del max_batch_size
@@ -78,6 +83,9 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
         if max_length is not None and not 1 <= max_length <= longest:
             raise ValueError(f"max_length must be between 1 and {longest}, not {max_length}")
         self.batch_size = int(batch_size)
+        self.limits = BatchLimits(
+            rows=self.batch_size, tokens=batch_tokens, prefill_tokens=prefill_tokens
+        )
         self.max_length = max_length or longest
         self.compile = compile
         self.max_gen_toks = _MAX_NEW_TOKENS
@@ -106,10 +114,50 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
 
     def _encode_text(self, text: str, add_special_tokens: bool | None) -> list[int]:
         """With a bos where the model was published with one, but never a second one."""
-        prefix = self.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
-        if add_special_tokens is None and has_bos_prefix(text, prefix):
+        if add_special_tokens is None and self._starts_with_bos(text):
             add_special_tokens = False
         return self.tokenizer.encode(text, add_bos=None if add_special_tokens is None else False)
+
+    def _starts_with_bos(self, text: str) -> bool:
+        prefix = self.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
+        return has_bos_prefix(text, prefix)
+
+    def loglikelihood(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        encoded = self.encode_pairs([request.args for request in requests])
+        return self._loglikelihood_tokens(encoded, disable_tqdm=disable_tqdm)
+
+    def encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[Encoded]:
+        """Contexts and continuations as tokens, as the harness parts them, but on all cores."""
+        parted = []
+        for context, continuation in pairs:
+            bare = context.rstrip()
+            spaces = context[len(bare) :]
+            # Of nothing but spaces the harness makes an empty context too.
+            parted.append((bare, spaces + continuation))
+        texts = [part for context, rest in parted if context for part in (context, context + rest)]
+        known = dict(zip(texts, self.encode_all(texts), strict=True))
+        contexts = {context: tuple(known[context]) for context, _ in parted if context}
+        found: list[Encoded] = []
+        for texts_of, (context, rest) in zip(pairs, parted, strict=True):
+            if context:
+                head = contexts[context]
+                found.append((texts_of, head, tuple(known[context + rest][len(head) :])))
+                continue
+            tokens = tuple(self.tok_encode(rest, add_special_tokens=False))
+            start = (self.prefix_token_id,)
+            both = (start, tokens) if tokens[:1] != start else (tokens[:1], tokens[1:])
+            found.append((texts_of, *both))
+        return found
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """What `tok_encode` gives of each."""
+        unlike = {self._starts_with_bos(text) for text in texts}
+        if len(unlike) > 1:
+            return [self.tok_encode(text) for text in texts]
+        bos = False if True in unlike else None
+        return self.tokenizer.encode_batch(texts, add_bos=bos)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Encoded], disable_tqdm: bool = False
@@ -124,7 +172,7 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
                 self.model,
                 rows,
                 max_length=self.max_length,
-                batch_size=self.batch_size,
+                limits=self.limits,
                 advance=advance,
             )
         found = [(score.log_likelihood, score.greedy) for score in scores]
@@ -168,9 +216,8 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
         with tqdm(total=len(requests), desc="generated texts", disable=disable_tqdm) as bar:
             for group in groups.values():
                 contexts = {number: self.tok_encode(requests[number].args[0]) for number in group}
-                order = sorted(group, key=lambda number: (-len(contexts[number]), number))
-                for start in range(0, len(order), self.batch_size):
-                    batch = order[start : start + self.batch_size]
+                sizes = {number: len(context) for number, context in contexts.items()}
+                for batch in self.limits.batches(group, sizes.__getitem__):
                     options = requests[batch[0]].args[1]
                     written = self._generate([contexts[number] for number in batch], options)
                     for number, text in zip(batch, written, strict=True):
@@ -199,6 +246,7 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
             sampling=_sampling(options),
             stop=[text for text in until if text],
             compile=self.compile,
+            prefill_tokens=self.limits.prefill_tokens,
         )
         return [postprocess_generated_text(row.text, until, None) for row in written]
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tools.evaluation.batches import BatchLimits
 from zoo import CausalLM
 from zoo.prefill import prefill
 
@@ -65,7 +66,7 @@ def score_continuations(
     requests: Sequence[Continuation],
     *,
     max_length: int,
-    batch_size: int,
+    limits: BatchLimits,
     shared_context: int = SHARED_CONTEXT,
     advance: Callable[[int], None] = lambda steps: None,
 ) -> list[Score]:
@@ -75,7 +76,7 @@ def score_continuations(
         model: from `zoo.load`.
         requests: in any order; longer ones are computed first, so that memory runs out at once.
         max_length: tokens that the model reads at most; longer requests lose what is leftmost.
-        batch_size: rows that are computed at once.
+        limits: of what is computed at once.
         shared_context: contexts of at least so many tokens are read once for all continuations.
         advance: called with the number of requests that were just scored.
 
@@ -105,8 +106,8 @@ def score_continuations(
             alone += group
     scores: dict[int, Score] = {}
     for batch in (
-        _rows(model, requests, alone, max_length, batch_size),
-        _onto_shared_contexts(model, requests, shared, batch_size),
+        _rows(model, requests, alone, max_length, limits),
+        _onto_shared_contexts(model, requests, shared, limits),
     ):
         for found in batch:
             scores |= found
@@ -119,13 +120,13 @@ def _rows(
     requests: Sequence[Continuation],
     chosen: list[int],
     max_length: int,
-    batch_size: int,
+    limits: BatchLimits,
 ) -> Iterator[dict[int, Score]]:
     """Whole rows, each in one call."""
     by_row: dict[Tokens, list[int]] = {}
     for index in chosen:
         by_row.setdefault(requests[index].row(max_length), []).append(index)
-    for rows in _batches(list(by_row), batch_size):
+    for rows in _batches(list(by_row), limits):
         width = min(-(-len(rows[0]) // _ROUND) * _ROUND, max_length)
         ids, _ = _padded(rows, width, model.device)
         places = [
@@ -137,18 +138,18 @@ def _rows(
 
 
 def _onto_shared_contexts(
-    model: CausalLM, requests: Sequence[Continuation], groups: list[list[int]], batch_size: int
+    model: CausalLM, requests: Sequence[Continuation], groups: list[list[int]], limits: BatchLimits
 ) -> Iterator[dict[int, Score]]:
     """Contexts into a cache, less their last token, which predicts; then piece after piece."""
     by_context = {requests[group[0]].context: group for group in groups}
-    for contexts in _batches(list(by_context), batch_size):
+    for contexts in _batches(list(by_context), limits):
         pieces = [_pieces(requests, by_context[context]) for context in contexts]
         widest = max(len(piece) for row in pieces for piece in row)
         width = -(-widest // _ROUND) * _ROUND
         heads = [context[:-1] for context in contexts]
         ids, lengths = _padded(heads, len(heads[0]), model.device)
         cache = model.new_cache(len(heads), len(heads[0]) + width, max_rollback=widest)
-        prefill(model, ids, lengths, cache)
+        prefill(model, ids, lengths, cache, tokens=limits.prefill_tokens)
         for turn in range(max(map(len, pieces))):
             rows = [list(row)[turn] if turn < len(row) else () for row in pieces]
             ids, lengths = _padded(rows, width, model.device)
@@ -173,11 +174,9 @@ def _pieces(requests: Sequence[Continuation], group: list[int]) -> dict[Tokens, 
     return pieces
 
 
-def _batches(rows: list[Tokens], batch_size: int) -> Iterator[list[Tokens]]:
+def _batches(rows: list[Tokens], limits: BatchLimits) -> Iterator[list[Tokens]]:
     """Longest first; equal ones in an order that does not depend on how they came."""
-    rows = sorted(rows, key=lambda row: (-len(row), row))
-    for start in range(0, len(rows), batch_size):
-        yield rows[start : start + batch_size]
+    return limits.batches(sorted(rows), len)
 
 
 def _padded(rows: Sequence[Tokens], width: int, device: torch.device) -> tuple[Tensor, Tensor]:

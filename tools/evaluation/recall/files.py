@@ -1,6 +1,8 @@
 """read_records: the user's files of a data folder, JSON lines, compressed or not."""
 
+import functools
 import json
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -25,6 +27,20 @@ def find_file(data: Path | None, stem: str, task: str, end: str = ".jsonl") -> P
             if (folder / f"{stem}{end}{packed}").is_file():
                 return folder / f"{stem}{end}{packed}"
     raise ValueError(f"{task} needs {stem}{end}, or that with .xz, .gz or .zst, in {data}")
+
+
+def item_suffix(path: Path) -> str:
+    """What the name of an item says of the file that it is from, such as "-1a2b3c4d".
+
+    An outcome with another file is then never taken for one with this.
+    """
+    return _suffix(path, path.stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _suffix(path: Path, changed: int) -> str:
+    del changed
+    return f"-{zlib.crc32(read_lines(path).encode()):08x}"
 
 
 def read_records(

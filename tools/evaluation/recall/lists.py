@@ -43,10 +43,10 @@ def hide(rows: Rows, place: Place, form: Form, pairs: Sequence[Pair]) -> tuple[R
         ValueError: the pairs do not fit.
     """
     lines = [form.line] * (len(pairs) - 1) + [form.last_line or form.line]
-    entries = [
-        rows.encode(line.format(key=key, value=value))
-        for line, (key, value) in zip(lines, pairs, strict=True)
+    texts = [
+        line.format(key=key, value=value) for line, (key, value) in zip(lines, pairs, strict=True)
     ]
+    entries = rows.encode_batch(texts)
     head, tail = rows.encode(form.head), rows.encode(form.tail)
     before = [len(head) + sum(map(len, entries[:i])) for i in range(len(entries))]
     block = [*head, *(token for entry in entries for token in entry), *tail]
@@ -137,10 +137,11 @@ def phonebook(request: Request) -> Iterator[Sample]:
     `size` names with a number of seven digits each; after the text, the numbers of two of them
     are told once more, as examples, and a third is asked for.
     """
+    everybody = [f"{a} {b}" for a in FIRST_NAMES for b in LAST_NAMES]
 
     def draw(place: Place, size: int) -> list[Pair]:
         source = place.source
-        names = source.sample([f"{a} {b}" for a in FIRST_NAMES for b in LAST_NAMES], size)
+        names = source.sample(everybody, size)
         numbers = source.sample(range(10_000_000), size)
         return [
             (name, f"{number // 10_000:03}-{number % 10_000:04}")

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import cast
 
-from tools.evaluation.recall.files import find_file, read_records
+from tools.evaluation.recall.files import find_file, item_suffix, read_records
 from tools.evaluation.recall.lists import Form, Pair, hide, json_form
 from tools.evaluation.recall.request import Request
 from tools.evaluation.samples import Sample
@@ -57,7 +57,7 @@ def _extraction(task: str, request: Request) -> Iterator[Sample]:
         yield Sample(
             task=task,
             cell={"context": "published"},
-            item=f"{number}-{record['key']}{cut}",
+            item=f"{number}-{record['key']}{cut}{item_suffix(path)}",
             prompt_ids=[*start, *ids],
             answer_ids=encode(f" {value}", add_bos=False),
             answers=(value,),
@@ -90,7 +90,7 @@ def uuids(request: Request) -> Iterator[Sample]:
                         "depth": place.bin,
                         "filler": filler.name,
                     },
-                    item=place.item,
+                    item=f"{place.item}{item_suffix(path)}",
                     prompt_ids=row.prompt_ids,
                     answer_ids=row.answer_ids,
                     answers=(value,),

@@ -3,9 +3,11 @@
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
 from typing import cast
 
-from tools.evaluation.recall.files import find_file, read_records
+from tools.evaluation.recall.files import find_file, item_suffix, read_records
 from tools.evaluation.recall.request import Place, Request
 from tools.evaluation.samples import Sample
 from tools.scoring.rows import start_ids
@@ -42,7 +44,18 @@ def squad(request: Request) -> Iterator[Sample]:
         ids = [*start, *encode(question.paragraph, add_bos=False), *_ask(request, question)[0]]
         yield _sample(request, question, {"context": "published"}, ids)
     paragraphs = {q.paragraph: q.title for q in questions}
-    tokens = {text: encode(f"{text}\n\n", add_bos=False) for text in paragraphs}
+    encoded = request.tokenizer.encode_batch([f"{x}\n\n" for x in paragraphs], add_bos=False)
+    tokens = dict(zip(paragraphs, encoded, strict=True))
+    folded = {text: text.casefold() for text in paragraphs}
+    others_of = {
+        question: [
+            tokens[text]
+            for text, title in paragraphs.items()
+            if title != question.title
+            and not any(answer.casefold() in folded[text] for answer in question.answers)
+        ]
+        for question in drawn
+    }
     for context in request.contexts:
         places = replace(request, n=len(drawn)).places("squad", context)
         for question, place in zip(drawn, places, strict=True):
@@ -54,12 +67,7 @@ def squad(request: Request) -> Iterator[Sample]:
                     f"a prompt of {context} tokens cannot hold paragraph and question, which "
                     f"have {context - room}; choose a greater context for squad"
                 )
-            others = [
-                tokens[text]
-                for text, title in paragraphs.items()
-                if title != question.title
-                and not any(x.casefold() in text.casefold() for x in question.answers)
-            ]
+            others = others_of[question]
             before, after = _around(place, others, int(place.depth * room), room)
             ids = [*start, *before, *own, *after, *asked]
             yield _sample(request, question, {"context": context, "depth": place.bin}, ids)
@@ -67,19 +75,20 @@ def squad(request: Request) -> Iterator[Sample]:
 
 def _read(request: Request) -> list[_Question]:
     path = find_file(request.data, FILE, "squad")
-    paragraphs = read_records(path, ("title", "context", "qas"), _questions)
+    paragraphs = read_records(path, ("title", "context", "qas"), partial(_questions, path))
     return [question for paragraph in paragraphs for question in paragraph]
 
 
-def _questions(record: Mapping[str, object]) -> list[_Question]:
+def _questions(path: Path, record: Mapping[str, object]) -> list[_Question]:
     questions = []
+    suffix = item_suffix(path)
     for qa in cast("list[dict[str, object]]", record["qas"]):
         answers = dict.fromkeys(cast("list[str]", qa["answers"]))
         # Every text contains an empty answer.
         if not answers or not all(answer.strip() for answer in answers):
             raise ValueError(f"question {qa['id']!r} has no answer, or an empty one")
         texts = (str(record["title"]), str(record["context"]), str(qa["question"]).strip())
-        questions.append(_Question(str(qa["id"]), *texts, tuple(answers)))
+        questions.append(_Question(f"{qa['id']}{suffix}", *texts, tuple(answers)))
     return questions
 
 
