@@ -256,7 +256,7 @@ def test_rules_that_draw_have_a_point_for_each_seed() -> None:
     ablation = Ablation(
         model="m", rules=("first", "random"), counts=(4, 2), judge=JudgeTable(tasks=("kv",))
     )
-    assert list(points(ablation, 9)) == [
+    assert list(points(ablation)) == [
         Point("none", 0),
         Point("first", 2),
         Point("first", 4),

@@ -13,7 +13,10 @@ from flasheva import EvaConfig
 from flasheva.triton import ops
 from layers import Context, ModelCache, build_attention
 from recipes import Placement, exact_layers, layer_types, parse_recipe, sliding_layers
+from recipes.placement import LayerSet
 from tests.tiny import make_model, scramble
+from tools.placement.branches import Branches
+from tools.placement.sweep import sweep
 from zoo.export import export_model
 from zoo.families import read_config
 
@@ -371,3 +374,17 @@ def test_a_layer_that_slides_is_neither_exact_nor_converted(tmp_path: Path) -> N
 def test_a_recipe_without_sliding_layers_is_what_it_was() -> None:
     found = parse_recipe('base = "x"\n[layers]\nexact = [1]', name="x").layer_types(3)
     assert found == layer_types((1,), 3, EVA) == (EVA, FULL, EVA)
+
+
+def test_a_search_places_the_layers_that_do_not_slide() -> None:
+    types = layer_types((), 7, EVA, {0, 2, 3, 4, 6})
+    branches = Branches(ours_of(fields(layer_types=types, eva=SHORT.to_dict())))
+    assert branches.layers == (1, 5)
+    placements: list[LayerSet] = [(), (1,), (5,), (1, 5)]
+    ids = random_ids(40)
+    for index, found in sweep(branches, ids, placements, rows=4):
+        exact = layer_types(placements[index], 7, EVA, {0, 2, 3, 4, 6})
+        alone = ours_of(fields(layer_types=exact, eva=SHORT.to_dict()))
+        alone.load_state_dict(branches.model.state_dict(), strict=False)
+        expected = alone.hidden_states(ids)
+        assert (found - expected).norm() <= 1e-5 * expected.norm()

@@ -251,7 +251,7 @@ def _place_plainly(
     """Writes the layers of a rule that looks at no model."""
     from typing import cast
 
-    from recipes import write_recipe
+    from recipes import sliding_layers, write_recipe
     from recipes.placement import Rule
     from tools.placement.target import bare_config, new_recipe
 
@@ -259,7 +259,8 @@ def _place_plainly(
         rule=cast("Rule", rule), count=budget, seed=seed if rule == "random" else None
     )
     config = bare_config(name, source, attention)
-    layers = exact_layers(placement, config.num_hidden_layers)
+    sliding = sliding_layers(config.layer_types)
+    layers = exact_layers(placement, config.num_hidden_layers, sliding)
     write_recipe(new_recipe(name, config, layers, rule=placement), out)
     print(f"exact layers {', '.join(map(str, layers))}")
     print(out)

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from layers import Context, ModelCache, rotary_angles
+from layers import Context, ModelCache, RotaryAngles, rotary_angles
 from zoo.config import ModelConfig
 from zoo.text.tokenizer import Tokenizer
 
@@ -45,12 +45,21 @@ class CausalLM(nn.Module):
     ) -> Tensor:
         """What `lm_head` takes: [B, T, E]. Arguments as `forward`."""
         context = Context.of(ids, cache, seq_start, lengths)
-        x = self.embed_tokens(ids)
-        rope = rotary_angles(self.config.rope, context.positions, self.config.head_dim, x.dtype)
-        for block in self.layers:
+        x = self.embed(ids)
+        for block, rope in zip(self.layers, self.rotary(context, x.dtype), strict=True):
             x = block(x, rope, context)
         context.finish()
         return self.norm(x)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the first block takes: [B, T, E]."""
+        return self.embed_tokens(ids)
+
+    def rotary(self, context: Context, dtype: torch.dtype) -> list[RotaryAngles]:
+        """The rotary angles that each block takes."""
+        config = self.config
+        angles = rotary_angles(config.rope, context.positions, config.head_dim, dtype)
+        return [angles] * len(self.layers)
 
     def forward(
         self,

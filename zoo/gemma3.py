@@ -24,7 +24,6 @@ from layers import (
     Activation,
     Context,
     GatedMLP,
-    ModelCache,
     RopeConfig,
     RotaryAngles,
     apply_rotary,
@@ -175,7 +174,6 @@ class Gemma3Block(nn.Module):
     def __init__(self, config: Gemma3Config, layer: int, impl: Impl) -> None:
         super().__init__()
         E, eps = config.hidden_size, config.rms_norm_eps
-        self.slides = config.layer_types[layer] == SLIDING_ATTENTION
         self.input_layernorm = Gemma3Norm(E, eps=eps)
         self.attention = Gemma3Attention(config, layer, impl)
         self.post_attention_layernorm = Gemma3Norm(E, eps=eps)
@@ -204,26 +202,19 @@ class Gemma3(CausalLM):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-    def hidden_states(
-        self,
-        ids: Tensor,
-        cache: ModelCache | None = None,
-        seq_start: Tensor | None = None,
-        lengths: Tensor | None = None,
-    ) -> Tensor:
-        """What `lm_head` takes: [B, T, E]. Arguments as `forward`."""
+    def embed(self, ids: Tensor) -> Tensor:
+        """What the first block takes: [B, T, E]."""
+        x: Tensor = self.embed_tokens(ids)
+        return x * x.new_full((), self.config.hidden_size**0.5)  # rounded, as it was trained
+
+    def rotary(self, context: Context, dtype: torch.dtype) -> list[RotaryAngles]:
+        """The rotary angles that each block takes: sliding layers have their own."""
         config = self.config
-        context = Context.of(ids, cache, seq_start, lengths)
-        x = self.embed_tokens(ids)
-        x = x * x.new_full((), config.hidden_size**0.5)  # rounded to the dtype, as it was trained
-        rope, sliding_rope = (
-            rotary_angles(kind, context.positions, config.head_dim, x.dtype)
+        full, sliding = (
+            rotary_angles(kind, context.positions, config.head_dim, dtype)
             for kind in (config.rope, config.sliding_rope)
         )
-        for block in self.layers:
-            x = block(x, sliding_rope if block.slides else rope, context)
-        context.finish()
-        return self.norm(x)
+        return [sliding if kind == SLIDING_ATTENTION else full for kind in config.layer_types]
 
     @staticmethod
     def hf_name(name: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from flasheva import EvaConfig
+from recipes import layer_types, sliding_layers
 from recipes.ablation import Ablation
 from recipes.placement import SEARCHED, LayerSet, Placement, Rule, exact_layers
 from tools.evaluation.suite import check_contexts, check_tasks, choose_tasks
@@ -20,6 +21,7 @@ from tools.placement.result_rows import ResultRows
 from tools.placement.searcher import Progress, Searcher
 from tools.placement.settings import SearchSettings
 from tools.placement.target import branches_of, search_case, text_filler
+from zoo.config import ModelConfig
 from zoo.description import describe
 
 NONE, ALL = "none", "all"
@@ -39,7 +41,7 @@ class Point:
         return named if self.seed is None else named | {"seed": self.seed}
 
 
-def points(ablation: Ablation, depth: int) -> Iterator[Point]:
+def points(ablation: Ablation) -> Iterator[Point]:
     """The points of one pair of sizes: without an exact layer first, then rule by rule."""
     yield Point(NONE, 0)
     for rule in ablation.rules:
@@ -53,17 +55,17 @@ def points(ablation: Ablation, depth: int) -> Iterator[Point]:
                 yield Point(rule, count, seed)
 
 
-def check_ablation(ablation: Ablation) -> int:
-    """Refuses what would fail only after hours; the depth of the model.
+def check_ablation(ablation: Ablation) -> ModelConfig:
+    """Refuses what would fail only after hours; the config of the published model.
 
     Raises:
         ValueError: an unknown model or task, a missing file, a count or a context out of range.
     """
     config = describe(ablation.model)
-    depth = config.num_hidden_layers
-    if max(ablation.counts) > depth:
+    most = config.num_hidden_layers - len(sliding_layers(config.layer_types))
+    if max(ablation.counts) > most:
         raise ValueError(
-            f"a count of {max(ablation.counts)} exceeds the {depth} layers of {ablation.model}"
+            f"a count of {max(ablation.counts)} exceeds the {most} layers of {ablation.model}"
         )
     for window, chunk in ablation.sizes:
         _eva(ablation, window, chunk)
@@ -80,7 +82,7 @@ def check_ablation(ablation: Ablation) -> int:
     choose_tasks(judge.tasks)
     if "halo" in ablation.rules and search.data is None:
         raise ValueError("the rule halo reads files of common sense; give [search] their data")
-    return depth
+    return config
 
 
 def run_ablation(
@@ -104,20 +106,23 @@ def run_ablation(
     Raises:
         ValueError: see `check_ablation`.
     """
-    depth = check_ablation(ablation)
+    config = check_ablation(ablation)
+    types = layer_types(
+        (), config.num_hidden_layers, ablation.attention, sliding_layers(config.layer_types)
+    )
     work.mkdir(parents=True, exist_ok=True)
     for number, (window, chunk) in enumerate(ablation.sizes):
         eva = _eva(ablation, window, chunk)
-        branches = branches_of(ablation.model, source, runtime, eva, (ablation.attention,) * depth)
+        branches = branches_of(ablation.model, source, runtime, eva, types)
         rows = ResultRows(out, branches.model.device)
         judge = Judge(ablation.model, ablation.judge, runtime, work, rows, progress)
         for settings in judge.settings:
             check_tasks(ablation.judge.tasks, settings)
             check_contexts(ablation.model, branches.model.config, settings)
         with _Sweep(ablation, branches, runtime, work, progress) as sweep:
-            placed = [(point, sweep.layers(point)) for point in points(ablation, depth)]
+            placed = [(point, sweep.layers(point)) for point in points(ablation)]
             if number == 0:
-                placed.insert(0, (Point(ALL, depth), branches.layers))
+                placed.insert(0, (Point(ALL, len(branches.layers)), branches.layers))
             left = [x for x in placed if not judge.is_done(branches, x[1], x[0].case())]
             judge.prepare(branches, [layers for _, layers in left])
             for point, layers in left:
@@ -150,7 +155,7 @@ class _Sweep(ExitStack):
             return ()
         if point.rule in get_args(Rule):
             rule = Placement(rule=cast("Rule", point.rule), count=point.count, seed=point.seed)
-            return exact_layers(rule, self._branches.depth)
+            return exact_layers(rule, self._branches.depth, self._branches.sliding)
         assert point.seed is not None
         return self._searcher(point.seed).find(point.rule, point.count).found.layers
 

@@ -1,4 +1,7 @@
-"""Branches: a model in which every layer can have its exact attention or the other one."""
+"""Branches: a model in which layers can have their exact attention or the other one.
+
+Layers that slide in the published model stay so.
+"""
 
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
@@ -8,6 +11,7 @@ from torch import nn
 
 from flasheva import Impl
 from layers import FullAttention, WindowAttention
+from recipes import sliding_layers
 from zoo import CausalLM
 
 FULL = "full_attention"
@@ -19,7 +23,7 @@ class Branches:
     Exact attention has no parameters, so that the second kind of a layer costs nothing.
 
     Args:
-        model: from `zoo.load`, with EVA or window attention in every layer.
+        model: from `zoo.load`, without an exact layer.
         impl: how it was loaded, see `zoo.load`.
 
     Raises:
@@ -33,6 +37,7 @@ class Branches:
         self.model = model
         self.depth = config.num_hidden_layers
         self._types: Sequence[str] = config.layer_types
+        self.sliding = sliding_layers(self._types)
         self._other: list[nn.Module] = [block.attention.attend for block in model.layers]  # type: ignore[union-attr, misc]
         self._exact: list[nn.Module] = [
             FullAttention(config.num_key_value_heads, config.head_dim, impl).train(model.training)
@@ -41,8 +46,8 @@ class Branches:
 
     @property
     def layers(self) -> tuple[int, ...]:
-        """All of them."""
-        return tuple(range(self.depth))
+        """Those that can be either."""
+        return tuple(layer for layer in range(self.depth) if layer not in self.sliding)
 
     def exact(self, layer: int) -> FullAttention:
         """The exact attention of a layer."""

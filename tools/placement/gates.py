@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from layers import Context, rotary_angles
+from layers import Context
 from layers.cache import LayerCache
 from tools.placement.branches import Branches
 from tools.placement.objectives import Batch, Objective
@@ -105,7 +105,7 @@ def learn_gates(
     """
     batches = list(objective.batches(batch_size))
     device = branches.model.device
-    start = done or GateStep(0, 0.0, 0.0, *([0.0] * branches.depth for _ in range(3)))
+    start = done or GateStep(0, 0.0, 0.0, *([0.0] * len(branches.layers) for _ in range(3)))
     logits = nn.Parameter(torch.tensor(start.logits, dtype=torch.float64, device=device))
     adam = torch.optim.Adam([logits], lr=_RATE, betas=_BETAS)
     adam.state[logits] = {
@@ -140,9 +140,10 @@ def penalty(gates: Tensor, budget: int) -> Tensor:
     return ((gates.sum() - budget).clamp(min=0) / budget) ** 2
 
 
-def by_gate(gates: Sequence[float]) -> list[tuple[int, float]]:
+def by_gate(layers: Sequence[int], gates: Sequence[float]) -> list[tuple[int, float]]:
     """Layers and their gates, the largest first."""
-    return sorted(enumerate(gates), key=lambda pair: (-pair[1], pair[0]))
+    pairs = zip(layers, gates, strict=True)
+    return sorted(pairs, key=lambda pair: (-pair[1], pair[0]))
 
 
 def _order(batches: int, seed: int, step: int) -> int:
@@ -162,9 +163,8 @@ def _score(branches: Branches, objective: Objective, batch: Batch, gates: Tensor
         exact = found.clone()  # what comes out of inference mode takes no part in a gradient
     with _gated(branches, gates), torch.enable_grad():
         context = Context.of(ids, None, None, None)
-        x = model.embed_tokens(ids)
-        rope = rotary_angles(model.config.rope, context.positions, model.config.head_dim, x.dtype)
-        for block in model.layers:
+        x = model.embed(ids)
+        for block, rope in zip(model.layers, model.rotary(context, x.dtype), strict=True):
             # Of a layer only its input is kept: 30 layers of 16,384 tokens take tens of GiB.
             x = checkpoint(block, x, rope, context, use_reentrant=False)
         values = objective.values(model.lm_head, batch, model.norm(x), exact)
@@ -184,9 +184,9 @@ def _gated(branches: Branches, gates: Tensor) -> Iterator[None]:
     for parameter in trained:
         parameter.requires_grad_(False)
     try:
-        for layer in branches.layers:
+        for gate, layer in zip(gates, branches.layers, strict=True):
             both = GatedAttention(branches.exact(layer), branches.other(layer))
-            both.gate = gates[layer]
+            both.gate = gate
             branches.put(layer, both)
         yield
     finally:

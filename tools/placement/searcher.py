@@ -89,25 +89,25 @@ class Searcher:
         """
         if rule not in SEARCHED:
             raise ValueError(f"there is no rule {rule!r} that searches; {', '.join(SEARCHED)}")
-        depth = self._branches.depth
-        if not 1 <= count <= depth:
-            raise ValueError(f"the budget must be 1 to {depth}, the layers there are, not {count}")
-        way, _, objective = rule.partition("_")
         layers = self._branches.layers
+        most = len(layers)
+        if not 1 <= count <= most:
+            raise ValueError(f"the budget must be 1 to {most}, the layers there are, not {count}")
+        way, _, objective = rule.partition("_")
         objective = objective or "recall"
         if way == "greedy":
-            total = sum(depth - size for size in range(count))
+            total = sum(most - size for size in range(count))
             with self._counting(rule, objective, total) as scores:
                 found = greedy(scores, layers, count, exchanges=self._settings.exchanges)[-1]
         elif way == "restore":
-            with self._counting(rule, objective, depth) as scores:
+            with self._counting(rule, objective, most) as scores:
                 found = top(restore_one(scores, layers), count)
         elif way == "gates":
-            found = top(by_gate(self._gates(rule, objective, count).gates), count)
+            found = top(by_gate(layers, self._gates(rule, objective, count).gates), count)
         else:
-            with self._counting("halo, recall", "recall", depth) as scores:
+            with self._counting("halo, recall", "recall", most) as scores:
                 recall = drop_one(scores, layers)
-            with self._counting("halo, common sense", "commonsense", depth) as scores:
+            with self._counting("halo, common sense", "commonsense", most) as scores:
                 sense = drop_one(scores, layers)
             found = top(ratio_of_drops(recall, sense), count)
         none, placed, all_ = self.scored(objective, [(), found.layers, layers])

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from layers import Context, rotary_angles
+from layers import Context
 from recipes.placement import LayerSet
 from tools.placement.branches import Branches
 
@@ -37,8 +37,8 @@ def sweep(
     """
     model = branches.model
     context = Context.of(ids, None, None, None)
-    x = model.embed_tokens(ids)
-    rope = rotary_angles(model.config.rope, context.positions, model.config.head_dim, x.dtype)
+    x = model.embed(ids)
+    ropes = model.rotary(context, x.dtype)
     choices = _choices(placements, branches.depth)
     at_once = max(rows // len(ids), 1)
     states: dict[_Choices, Tensor] = {(): x}
@@ -51,7 +51,7 @@ def sweep(
             for first in range(0, len(chosen), at_once):
                 part = chosen[first : first + at_once]
                 x = torch.cat([before[node[:layer]] for node in part])
-                x = block(x, rope, context)
+                x = block(x, ropes[layer], context)
                 states.update(zip(part, x.split(len(ids)), strict=True))
         branches.choose(layer, exact=False)
     for index, path in enumerate(choices):

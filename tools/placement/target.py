@@ -6,7 +6,8 @@ from pathlib import Path
 
 import zoo
 from flasheva import EvaConfig
-from recipes import Layers, Placement, Recipe, Search
+from layers import SLIDING_ATTENTION
+from recipes import Layers, Placement, Recipe, Search, layer_types, sliding_layers
 from recipes.placement import LayerSet
 from tools.evaluation.recall.fillers import Filler
 from tools.measurement import implementation, model_case
@@ -28,7 +29,8 @@ def bare_config(name: str, source: SourceOptions, attention: AttentionOptions) -
     """
     config = describe(name, revision=source.revision, weights=source.weights)
     other = attention.attention or _other(config)
-    types = (other,) * config.num_hidden_layers
+    sliding = sliding_layers(config.layer_types)
+    types = layer_types((), config.num_hidden_layers, other, sliding)
     eva = attention.eva(config, types)
     return dataclasses.replace(config, layer_types=types, eva=eva)  # type: ignore[type-var]
 
@@ -95,12 +97,14 @@ def new_recipe(
         search: how they were found.
         rule: or what names them.
     """
-    (other,) = set(config.layer_types)
+    sliding = sliding_layers(config.layer_types)
+    (other,) = {kind for i, kind in enumerate(config.layer_types) if i not in sliding}
     how = f"placed by {search.rule}" if search else "placed by a rule, without a search"
+    placeable = config.num_hidden_layers - len(sliding)
     return Recipe(
         name=Path(name).stem,
         base=_base(name),
-        description=f"{len(layers)} of {config.num_hidden_layers} layers exact, {how}",
+        description=f"{len(layers)} of {placeable} layers exact, {how}",
         eva=config.eva.to_dict(),  # type: ignore[arg-type]
         layers=Layers(exact=rule or layers, attention=other),  # type: ignore[arg-type]
         search=search,
@@ -115,7 +119,7 @@ def text_filler(path: Path) -> Filler:
 
 def _other(config: ModelConfig) -> str:
     """What the layers get that are not exact: what the model has, or else EVA."""
-    kinds = set(config.layer_types) - {"full_attention"}
+    kinds = set(config.layer_types) - {"full_attention", SLIDING_ATTENTION}
     return kinds.pop() if len(kinds) == 1 else "eva_attention"
 
 
