@@ -34,6 +34,20 @@ from recipes.tables import Table
 RULES = (*get_args(Rule), *SEARCHED)
 
 
+def _check_filled(table: object, path: str, *names: str) -> None:
+    for name in names:
+        if not getattr(table, name):
+            raise ValueError(f"{path}{'.' if path else ''}{name} must not be empty")
+
+
+def _check_least(table: object, path: str, least: Mapping[str, int]) -> None:
+    for name, number in least.items():
+        if getattr(table, name) < number:
+            raise ValueError(
+                f"{path}.{name} must be at least {number}, not {getattr(table, name)}"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchTable:
     """What searched rules read; fields as the options of `zoo place`."""
@@ -52,6 +66,11 @@ class SearchTable:
     steps: int = 100
     batch_size: int = 8
 
+    def __post_init__(self) -> None:
+        _check_filled(self, "search", "contexts", "seeds")
+        least = {"n": 1, "window": 2, "windows": 1, "limit": 1, "steps": 1, "batch_size": 1}
+        _check_least(self, "search", least | {"far": 0, "exchanges": 0})
+
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedTable:
@@ -60,6 +79,10 @@ class SpeedTable:
     batch_size: int = 16
     prompt: int = 2048
     new: int = 64
+
+    def __post_init__(self) -> None:
+        # The first steps are not timed.
+        _check_least(self, "judge.speed", {"batch_size": 1, "prompt": 1, "new": 4})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +112,12 @@ class JudgeTable:
     windows: int = 8
     speed: SpeedTable | None = None
 
+    def __post_init__(self) -> None:
+        _check_filled(self, "judge", "contexts")
+        _check_least(self, "judge", {"n": 1, "far": 0, "batch_size": 1, "window": 2, "windows": 1})
+        if self.limit is not None:
+            _check_least(self, "judge", {"limit": 1})
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation:
@@ -106,9 +135,10 @@ class Ablation:
     search: SearchTable = SearchTable()
 
     def __post_init__(self) -> None:
-        for what in ("rules", "counts", "window_sizes", "chunk_sizes"):
-            if not getattr(self, what):
-                raise ValueError(f"{what} must not be empty")
+        _check_filled(self, "", "rules", "counts", "seeds", "window_sizes", "chunk_sizes")
+        for size in (*self.window_sizes, *self.chunk_sizes):
+            if size < 1:
+                raise ValueError(f"a window or chunk size must be at least 1, not {size}")
         for rule in self.rules:
             if rule not in RULES:
                 near = difflib.get_close_matches(rule, RULES, n=1)

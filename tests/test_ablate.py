@@ -278,21 +278,56 @@ def test_rules_that_draw_have_a_point_for_each_seed() -> None:
         (('"passkey"', '"pass"'), "there is no task 'pass'"),
         (("judge.txt", "no.txt"), "there is no file"),
         (("tasks =", "speed = { now = 1 }\ntasks ="), "unknown key 'now' in [judge.speed]"),
-        (("[search]", '[search]\ntexts = ["judge.txt"]'), ""),
+        (("[search]", '[search]\ntexts = ["judge.txt"]'), "searched with and judged with"),
+        (("[search]", '[search]\ntext = "judge.txt"'), "searched with and judged with"),
+        (("[search]", "[search]\nseeds = []"), "search.seeds must not be empty"),
+        (("contexts = [512]\nn = 1\nwindow", "contexts = []\nn = 1\nwindow"), "search.contexts"),
+        (("chunk_sizes = [4]", "chunk_sizes = [0]"), "must be at least 1, not 0"),
+        (("tasks =", "limit = 0\ntasks ="), "judge.limit must be at least 1, not 0"),
+        (("tasks =", "speed = { new = 2 }\ntasks ="), "judge.speed.new must be at least 4, not 2"),
+        (
+            ("tasks =", "speed = { prompt = 1000 }\ntasks ="),
+            "at most 1024 together, not 1000 + 64",
+        ),
     ],
     ids=lambda x: x[1] if isinstance(x, tuple) else "",
 )
 def test_a_mistake_is_one_line(
     folder: Path, tmp_path: Path, change: tuple[str, str], message: str
 ) -> None:
-    if not message:  # a text on both sides
-        both = ("[judge]", '[judge]\ntexts = ["judge.txt"]')
-        recipe = write(tmp_path / "sweep.toml", folder, change, both)
-        message = "judge.txt is searched with and judged with; give [judge] another text"
-    else:
-        recipe = write(tmp_path / "sweep.toml", folder, change)
+    recipe = write(tmp_path / "sweep.toml", folder, change)
     assert_mistake(run("ablate", recipe), message)
     assert not (tmp_path / "sweep.results.jsonl").exists()
+
+
+def test_other_settings_of_the_judge_are_measured_anew(folder: Path, tmp_path: Path) -> None:
+    fewer = ("window_sizes = [16, 8]", "window_sizes = [16]")
+    short = ('["uniform", "random", "greedy_kl"]', '["uniform"]')
+    recipe = write(tmp_path / "sweep.toml", folder, fewer, short)
+    ablate(recipe)
+    out = recipe.with_suffix(".results.jsonl")
+    first = rows_of(out)
+    ablate(recipe)
+    assert rows_of(out) == first
+    write(
+        recipe,
+        folder,
+        fewer,
+        short,
+        ('"passkey"]\ncontexts = [512]', '"passkey"]\ncontexts = [640]'),
+    )
+    ablate(recipe)
+    new = rows_of(out)[len(first) :]
+    pooled = [
+        [x["case"]["n"] for x in rows if x["metric"] == "retrieval"] for rows in (first, new)
+    ]
+    assert pooled[0] == pooled[1]  # not together with the others
+    assert len(pooled[0]) == 4
+    assert len(summaries(placement_rows(out, str(folder)))) == 8
+    (tmp_path / "judge.txt").write_text(TEXT.upper(), encoding="utf-8")
+    ablate(recipe)
+    added = rows_of(out)[len(first) + len(new) :]
+    assert [x["metric"] for x in added].count("perplexity") == 4
 
 
 def test_paths_are_relative_to_the_recipe(folder: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_the_op_is_well_registered():
 @pytest.mark.parametrize(
     ("heads", "entries", "expected"),
     # Full on 132 processors; as many as fit; no more than there are tiles.
-    [(384, 800, 1), (200, 800, 1), (100, 800, 2), (12, 8192, 32), (1, 8192, 64), (12, 64, 1)],
+    [(384, 800, 1), (200, 800, 2), (100, 800, 4), (12, 8192, 32), (1, 8192, 64), (12, 64, 1)],
 )
 def test_programs_of_a_step_run_at_once(heads, entries, expected):
     assert decode.splits_of(heads, entries, 64, 132) == expected

@@ -119,7 +119,7 @@ def place(
     for path in (out, kept):
         check_appendable(path)
     if rule in _PLAIN:
-        _place_plainly(name, source, attention, rule, budget, seed, out)
+        _place_plainly(name, source, attention, rule, budget, seed, out, json=json)
         return
     from tools.placement.settings import SearchSettings
     from tools.placement.target import text_filler
@@ -247,6 +247,8 @@ def _place_plainly(
     budget: int,
     seed: int,
     out: Path,
+    *,
+    json: bool,
 ) -> None:
     """Writes the layers of a rule that looks at no model."""
     from typing import cast
@@ -262,6 +264,9 @@ def _place_plainly(
     sliding = sliding_layers(config.layer_types)
     layers = exact_layers(placement, config.num_hidden_layers, sliding)
     write_recipe(new_recipe(name, config, layers, rule=placement), out)
+    if json:
+        print_json({"layers": list(layers), "rule": rule})
+        return
     print(f"exact layers {', '.join(map(str, layers))}")
     print(out)
 

@@ -102,3 +102,9 @@ def _zstandard_blocks(raw: BinaryIO) -> Iterator[bytes]:
         raise EOFError(error) from None
     if frame is not None:
         raise EOFError("it ends too early")
+
+
+def contents(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes in bytes of all files in a folder, by which a record tells data apart."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return sorted((str(path.relative_to(folder)), path.stat().st_size) for path in files)

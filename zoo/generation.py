@@ -93,6 +93,8 @@ def generate(
             the vocabulary, text for a model without a tokenizer, or answers of another number
             than prompts.
     """
+    if prefill_tokens is not None and prefill_tokens < 1:
+        raise ValueError(f"prefill_tokens must be at least 1, not {prefill_tokens}")
     rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len, follow=False)
     _take_answers(model, rows, answers)
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.

@@ -74,10 +74,21 @@ def check_ablation(ablation: Ablation) -> ModelConfig:
     for path in files:
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}")
-    both = {x.resolve() for x in judge.texts} & {x.resolve() for x in search.texts}
-    if both:
+    searched, judged = (
+        {text_filler(path).name.rpartition("-")[2]: path for path in paths if path is not None}
+        for paths in ((*search.texts, search.text), (*judge.texts, judge.perplexity_text))
+    )
+    for checksum in searched.keys() & judged.keys():
         raise ValueError(
-            f"{min(both).name} is searched with and judged with; give [judge] another text"
+            f"{judged[checksum].name} is searched with and judged with; give [judge] another text"
+        )
+    longest, speed = config.max_position_embeddings, judge.speed
+    if judge.perplexity_text is not None and judge.window > longest:
+        raise ValueError(f"judge.window must be at most {longest}, not {judge.window}")
+    if speed is not None and speed.prompt + speed.new > longest:
+        raise ValueError(
+            f"judge.speed: prompt and new must be at most {longest} together, not "
+            f"{speed.prompt} + {speed.new}"
         )
     choose_tasks(judge.tasks)
     if "halo" in ablation.rules and search.data is None:

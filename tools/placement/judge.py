@@ -29,7 +29,7 @@ from tools.placement.searcher import Progress
 from tools.placement.target import text_filler
 from tools.results import device_name
 from tools.scoring.perplexity import cut_windows, measure_perplexity
-from tools.text_files import read_text
+from tools.text_files import contents, read_text
 from zoo import CausalLM
 
 # Of the tasks that hide things in prose only, each text gives prompts of its own.
@@ -78,6 +78,17 @@ class Judge:
             for text in texts or [None]
         ]
         self._shared = [Shared() for _ in self._settings]
+        of_tasks = {
+            "texts": [text and text.name for text in texts],
+            "data": None if table.data is None else contents(table.data),
+        }
+        for name in ("tasks", "contexts", "n", "seed", "limit", "far", "teacher_forcing"):
+            of_tasks[name] = getattr(table, name)
+        self._judged_by = case_digest(of_tasks)
+        self._text = table.perplexity_text and text_filler(table.perplexity_text).name
+        of_rest = {"windows": table.windows, "window": table.window, "text": self._text}
+        speed = None if table.speed is None else vars(table.speed)
+        self._all = case_digest(of_tasks | of_rest | {"speed": speed})
 
     @property
     def settings(self) -> Sequence[Settings]:
@@ -125,7 +136,7 @@ class Judge:
         """What all rows of a point say, and what that of its cache says."""
         case = model_case(self._name, model) | dict(point) | {"judge_seed": self._table.seed}
         case |= self._way()
-        return case, case | {"context": max(self._table.contexts), "batch": 1}
+        return case, case | {"context": max(self._table.contexts), "batch": 1, "all": self._all}
 
     def prepare(self, branches: Branches, placements: Sequence[LayerSet]) -> None:
         """Scores the recall tasks of all placements together, where the table asks for that."""
@@ -151,8 +162,9 @@ class Judge:
         return Record(self._samples / f"{case_digest(own)}.jsonl", self._name, own)
 
     def _way(self) -> dict[str, object]:
-        """What rows and samples say of how answers are scored."""
-        return {"teacher_forcing": True} if self._table.teacher_forcing else {}
+        """What rows and samples say of how answers are scored: other settings are not mixed."""
+        way: dict[str, object] = {"judged_by": self._judged_by}
+        return way | {"teacher_forcing": True} if self._table.teacher_forcing else way
 
     def _parts(self, tasks: Sequence[str]) -> Iterator[tuple[Settings, Shared, str]]:
         both = zip(self._settings, self._shared, strict=True)
@@ -182,7 +194,7 @@ class Judge:
         if table.perplexity_text is None:
             return
         assert model.tokenizer is not None
-        name = {"text": table.perplexity_text.name, "window": table.window}
+        name = {"text": self._text, "window": table.window}
         own = dict(case) | name | {"windows": table.windows}
         if self._rows.has(own, "perplexity"):
             return

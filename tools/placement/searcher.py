@@ -105,6 +105,7 @@ class Searcher:
         elif way == "gates":
             found = top(by_gate(layers, self._gates(rule, objective, count).gates), count)
         else:
+            self._scorer("commonsense")  # first: what it lacks shows before the recall is scored
             with self._counting("halo, recall", "recall", most) as scores:
                 recall = drop_one(scores, layers)
             with self._counting("halo, common sense", "commonsense", most) as scores:

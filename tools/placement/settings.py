@@ -13,6 +13,7 @@ from tools.evaluation.recall.request import Request
 from tools.evaluation.recall.wordings import wordings
 from tools.evaluation.samples import Sample
 from tools.scoring.perplexity import cut_windows
+from tools.text_files import contents
 
 if TYPE_CHECKING:
     from zoo import Tokenizer
@@ -88,7 +89,11 @@ class SearchSettings:
             "fillers": [filler.name for filler in self.fillers],
             "wordings": list(wordings("search")),
             "text": [self.running_text.name, self.window, self.windows],
-            "commonsense": [self.limit, self.far],
+            "commonsense": [
+                self.limit,
+                self.far,
+                None if self.data is None else contents(self.data),
+            ],
         }
 
     def samples(self, tokenizer: "Tokenizer", tasks: tuple[str, ...]) -> list[Sample]:

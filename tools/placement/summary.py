@@ -100,16 +100,27 @@ def summaries(rows: Iterable[_Row]) -> list[Summary]:
             groups.setdefault(_key(row), []).append(row)
     if not groups:
         raise ValueError("there is no row of a placement; zoo ablate makes them")
-    full = {str(key[0]): _cells(group) for key, group in groups.items() if key[1] == "all"}
-    found = [_summary(group, full.get(str(key[0]), {})) for key, group in groups.items()]
-    return [replace(x, best=not any(_dominates(y, x) for y in found)) for x in found]
+    # Placements are compared where the same judged them, on the same device.
+    alike = {key: (key[0], *key[-2:]) for key in groups}
+    full = {alike[key]: _cells(group) for key, group in groups.items() if key[1] == "all"}
+    found = {key: _summary(group, full.get(alike[key], {})) for key, group in groups.items()}
+    return [
+        replace(
+            x,
+            best=not any(
+                _dominates(y, x) for other, y in found.items() if alike[other] == alike[key]
+            ),
+        )
+        for key, x in found.items()
+    ]
 
 
 def _key(row: _Row) -> tuple[object, ...]:
     case = cast("_Case", row["case"])
     eva = cast("_Case", case.get("eva", {}))
     sizes = (eva.get("window_size"), eva.get("chunk_size"))
-    return (case["model"], case["rule"], case["count"], case.get("seed"), *sizes, row["device"])
+    point = (case["model"], case["rule"], case["count"], case.get("seed"), *sizes)
+    return (*point, str(case["layers"]), str(case.get("judged_by")), row["device"])
 
 
 def _summary(rows: Sequence[_Row], full: Mapping[str, float]) -> Summary:
