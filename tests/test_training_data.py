@@ -515,6 +515,19 @@ def test_a_pass_holds_every_token_once_and_passes_differ(shards: Shards, seed) -
     assert batches.passes_done(2 * size.rows) == {"all": 2.0}
 
 
+def test_rows_of_one_long_document_are_shuffled_anew_in_every_pass(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    source = write_json_lines(tmp_path / "a.jsonl", [" ".join(make_texts(60))])
+    tokenize([source], tokenizer, tmp_path / "out", jobs=1)
+    batches = make_batches(open_shards(tmp_path / "out"), batch_size=1)
+    n = batches.passes["all"].rows
+    first, second = ([batches.batch(k * n + i).ids for i in range(n)] for k in range(2))
+    assert n > 20
+    assert not torch.equal(torch.cat(first), torch.cat(second))
+    assert {str(row) for row in first} == {str(row) for row in second}
+
+
 def test_another_seed_is_another_order(shards: Shards) -> None:
     one, other = (make_batches(shards, seed=seed).batch(0) for seed in (1, 2))
     assert not torch.equal(one.ids, other.ids)
