@@ -20,6 +20,7 @@ from tools.list import list_models
 from tools.passkey import passkey
 from tools.perplexity import perplexity
 from tools.place import place
+from tools.tokenize import tokenize
 
 app = typer.Typer(
     add_completion=False, help="Hybrid language models with FlashEVA and full attention."
@@ -35,6 +36,7 @@ for name, command in (
     ("compare", compare),
     ("place", place),
     ("ablate", ablate),
+    ("tokenize", tokenize),
     ("export", export),
 ):
     app.command(name)(command)

@@ -1,15 +1,16 @@
-"""read_text: a text file, plain or compressed, as one string."""
+"""read_text: a text file, plain or compressed, as one string; read_blocks: in pieces."""
 
 import gzip
 import json
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 _BLOCK = 1 << 20  # bytes read at once
+_ZSTANDARD_WINDOW = 1 << 27  # what `zstd --long` writes; more needs as much memory
 
 
 def read_text(path: Path) -> str:
@@ -33,12 +34,30 @@ def read_text(path: Path) -> str:
 
 def read_lines(path: Path) -> str:
     """Reads a UTF-8 file as it is, but decompressed; see `read_text`."""
+    return decode(b"".join(read_blocks(path)), str(path))
+
+
+def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Iterator[bytes]:
+    """The bytes of a file, decompressed by its suffix, piece by piece.
+
+    Args:
+        path: see `read_text`.
+        advance: told how many more bytes of the file itself have been read, for a progress bar.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: in one line, a damaged file.
+    """
     try:
         with path.open("rb") as raw:
-            content = b"".join(_blocks(raw, path.suffix))
+            told = 0
+            for block in _blocks(raw, path.suffix):
+                if advance is not None:
+                    advance(raw.tell() - told)
+                    told = raw.tell()
+                yield block
     except (lzma.LZMAError, gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{path} is not a whole {path.suffix} file: {error}") from None
-    return decode(content, str(path))
 
 
 def decode(content: bytes, source: str) -> str:
@@ -59,7 +78,7 @@ def json_field(line: str, field: str, source: str) -> str:
     """A string of a JSON object; a ValueError names the `source`."""
     try:
         value = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # not only JSONDecodeError: numbers of 4,301 digits
         raise ValueError(f"{source}: not valid JSON") from None
     text = value.get(field) if isinstance(value, dict) else None
     if not isinstance(text, str):
@@ -89,11 +108,12 @@ def _zstandard_blocks(raw: BinaryIO) -> Iterator[bytes]:
             "reading .zst files needs a package that is missing: pip install zstandard"
         ) from None
     # Not `zstandard.open`: it reads one frame only, and takes a truncated one for whole.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTANDARD_WINDOW)
     frame = None
     try:
         for block in iter(partial(raw.read, _BLOCK), b""):
             while block:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
+                frame = frame or decompressor.decompressobj()
                 yield frame.decompress(block)
                 block = frame.unused_data  # the beginning of the next frame
                 if frame.eof:
