@@ -82,6 +82,7 @@ class SearchSettings:
 
     def case(self) -> dict[str, object]:
         """What scores depend on."""
+        data = None if self.data is None else contents(self.data)
         return {
             "contexts": list(self.contexts),
             "n": self.n,
@@ -89,11 +90,7 @@ class SearchSettings:
             "fillers": [filler.name for filler in self.fillers],
             "wordings": list(wordings("search")),
             "text": [self.running_text.name, self.window, self.windows],
-            "commonsense": [
-                self.limit,
-                self.far,
-                None if self.data is None else contents(self.data),
-            ],
+            "commonsense": [self.limit, self.far, data],
         }
 
     def samples(self, tokenizer: "Tokenizer", tasks: tuple[str, ...]) -> list[Sample]:
