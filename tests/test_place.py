@@ -12,6 +12,8 @@ from recipes.placement import SEARCHED
 from tests.command_line import Run, assert_mistake, run, save
 from tests.harness_inputs import write_data
 from tests.tiny import SHORT_WINDOW, hf_config
+from tools.evaluation.recall.fillers import Filler
+from tools.placement.settings import SearchSettings
 
 pytestmark = pytest.mark.usefixtures("short_prose")
 CONTEXT = 512
@@ -200,3 +202,23 @@ def test_a_file_of_something_else_is_not_written_to(folder: Path, tmp_path: Path
     given = ("--budget", 1, "--out", tmp_path / "mine.toml", "--candidates", kept, *SMALL)
     assert_mistake(run("place", folder, *given), "line 1: not a candidate of zoo place")
     assert kept.read_text() == '{"a": 1}\n'
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"contexts": (512,)},
+        {"n": 3},
+        {"seed": 5},
+        {"text": Filler(name="other", text="A text.")},
+        {"texts": (Filler(name="other", text="A text."),)},
+        {"window": 64},
+        {"windows": 3},
+        {"limit": 7},
+        {"far": 7},
+        {"data": Path(__file__).parent},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_what_a_search_reads_tells_its_scores_apart(change: dict[str, Any]) -> None:
+    assert SearchSettings(**change).case() != SearchSettings().case()
