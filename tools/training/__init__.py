@@ -1,0 +1,1 @@
+"""Fine-tuning: losses, what trains, and how it is planned."""
