@@ -84,7 +84,7 @@ def _activations(model: CausalLM, stage: Stage, checkpointing: bool) -> float:
     own = [attention.attend for attention in attends]
     try:
         for attention in attends:
-            attention.attend = _Kernel(attention.attend)
+            attention.attend = _Kernel(attention.get_submodule("attend"))
         few, more = (_saved(model, stage, n, checkpointing) for n in (_FEW, 2 * _FEW))
     finally:
         for attention, attend in zip(attends, own, strict=True):
