@@ -21,13 +21,18 @@ from recipes.schema import (
     parse_recipe,
     read_recipe,
 )
+from recipes.stages import LOSSES, Lora, LossName, Stage
 from recipes.writing import recipe_text, write_recipe
 
 __all__ = [
+    "LOSSES",
     "Layers",
+    "Lora",
+    "LossName",
     "Placement",
     "Recipe",
     "Search",
+    "Stage",
     "default_placement",
     "exact_layers",
     "find_recipe",

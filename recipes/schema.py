@@ -14,6 +14,8 @@
     [search]                              # optional: how `exact` was found; `zoo place` writes it
     rule = "greedy_retrieval"
     order = [18, 7, 23]                   # the layers as they were taken
+    [[stages]]                            # optional: how it is fine-tuned, see recipes/stages.py
+    name = "distill"
 
 Names and values inside [eva] are checked by `flasheva.EvaConfig`, which needs torch; this
 package imports none.
@@ -36,6 +38,7 @@ from recipes.placement import (
     exact_layers,
     layer_types,
 )
+from recipes.stages import Stage, read_stages
 from recipes.tables import Table
 
 Attention = Literal["eva_attention", "window_attention"]
@@ -129,9 +132,10 @@ class Recipe:
         layers: which layers stay exact, and what the others are.
         description: one sentence for lists, may be empty.
         search: how the exact layers were found, or None.
+        stages: how the model is fine-tuned, in this order. They change nothing about the model.
 
     Raises:
-        ValueError: `search` found other layers than those listed.
+        ValueError: `search` found other layers than those listed, or two stages have one name.
     """
 
     name: str
@@ -140,8 +144,13 @@ class Recipe:
     layers: Layers
     description: str = ""
     search: Search | None = None
+    stages: tuple[Stage, ...] = ()
 
     def __post_init__(self) -> None:
+        named = [stage.name for stage in self.stages]
+        for name in named:
+            if named.count(name) > 1:
+                raise ValueError(f"{named.count(name)} stages have the name {name!r}")
         if self.search is None or not self.search.order:
             return
         exact = self.layers.exact
@@ -224,7 +233,7 @@ def _search(values: dict[str, object]) -> Search:
 
 def _parse(text: str, name: str, source: str) -> Recipe:
     try:
-        known = ("base", "description", "eva", "layers", "search")
+        known = ("base", "description", "eva", "layers", "search", "stages")
         table = Table(tomllib.loads(text), "", known)
         return Recipe(
             name=name,
@@ -233,6 +242,7 @@ def _parse(text: str, name: str, source: str) -> Recipe:
             eva=eva_table(table.get("eva", dict, "a table", {})),
             layers=_layers(table.get("layers", dict, "a table")),
             search=_search(table.get("search", dict, "a table")) if "search" in table else None,
+            stages=read_stages(table.get("stages", list, "tables under [[stages]]", [])),
         )
     except ValueError as error:  # also of tomllib
         raise ValueError(f"{source}: {error}") from None

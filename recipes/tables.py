@@ -53,8 +53,17 @@ class Table:
         """An array of strings."""
         return cast("tuple[str, ...]", self._array(key, str, "an array of strings", default))
 
+    def numbers(self, key: str, default: tuple[float, ...] | None = None) -> tuple[float, ...]:
+        """An array of numbers."""
+        values = self._array(key, (int, float), "an array of numbers", default)
+        return tuple(float(value) for value in cast("tuple[float, ...]", values))
+
     def _array(
-        self, key: str, kind: type, what: str, default: tuple[object, ...] | None
+        self,
+        key: str,
+        kind: type | tuple[type, ...],
+        what: str,
+        default: tuple[object, ...] | None,
     ) -> tuple[object, ...]:
         values = self.get(key, list, what, None if default is None else list(default))
         if not all(isinstance(x, kind) and not isinstance(x, bool) for x in values):

@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from recipes.placement import Placement
 from recipes.schema import Recipe, Search
+from recipes.stages import stage_values
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -21,7 +25,7 @@ def recipe_text(recipe: Recipe) -> str:
     lines += ["", "[layers]"]
     if isinstance(recipe.layers.exact, Placement):
         rule = {k: v for k, v in vars(recipe.layers.exact).items() if v is not None}
-        lines.append(f"placement = {{ {', '.join(_lines(rule))} }}")
+        lines.append(f"placement = {_value(rule)}")
     else:
         lines.append(f"exact = {_value(recipe.layers.exact)}")
     lines.append(f"attention = {_value(recipe.layers.attention)}")
@@ -30,6 +34,8 @@ def recipe_text(recipe: Recipe) -> str:
         absent = vars(Search(rule=recipe.search.rule))
         filled = {k: v for k, v in given.items() if k == "rule" or v != absent[k]}
         lines += ["", "[search]", *_lines(filled)]
+    for stage in recipe.stages:
+        lines += ["", "[[stages]]", *_lines(stage_values(stage))]
     return "\n".join(lines) + "\n"
 
 
@@ -53,11 +59,17 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
 
 
 def _lines(values: Mapping[str, object]) -> Iterator[str]:
-    return (f"{key} = {_value(value)}" for key, value in values.items())
+    return (f"{_key(key)} = {_value(value)}" for key, value in values.items())
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _value(key)
 
 
 def _value(value: object) -> str:
     """A value as TOML, whose strings are those of JSON, but for one character."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(_lines(value))} }}"
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(_value, value))}]"
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

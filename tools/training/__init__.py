@@ -1,1 +1,1 @@
-"""Training: data, losses and stages that turn a published model into a hybrid."""
+"""Fine-tuning: losses, what trains, and how it is planned."""

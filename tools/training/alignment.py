@@ -1,0 +1,169 @@
+"""Alignment: the outputs of a student's attention against those of its teacher, layer by layer.
+
+Teacher forcing: every layer is given the hidden state that the teacher has there, so that a
+layer's error is its own, and layers learn independently of each other. Of a layer l with hidden
+states x_l of the teacher,
+
+    attention_mse_l = mean over E of (attention_l(norm_l(x_l)) - the teacher's)^2
+
+where both attentions are compared behind their output projections. Layers that are not converted
+(exact ones, and those that slide in the published model) are left out. The loss is the sum over
+tokens of the mean over the layers compared.
+
+It needs of a family only that a block is called as `block(x, rope, context)` and that its
+attention is `block.attention(block.input_layernorm(x), rope, context)`: so it is for all of them.
+
+The teacher's blocks run once, and a hook on their attention keeps what it returned: inside a
+block, norms and parallel MLPs follow it in ways that differ between families. The student's blocks
+do not run, only their norm and attention. Under FSDP2 these two must therefore be a group of
+parameters of their own: `fully_shard([block.input_layernorm, block.attention])`.
+
+Dims: B rows, T tokens, E hidden, L layers.
+"""
+
+from collections.abc import Iterator
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from layers import Context, RotaryAngles
+from tools.training.losses import TokenSum
+from zoo import CausalLM
+
+
+class LayerError(NamedTuple):
+    """Of one layer.
+
+    Attributes:
+        layer: from 0.
+        error: its part of the loss: already divided by the number of layers compared.
+    """
+
+    layer: int
+    error: TokenSum
+
+
+class Alignment:
+    """Compares a student with its teacher. It holds hooks: `close` it, or use it in a `with`.
+
+    Args:
+        student: some of whose layers are converted.
+        teacher: the same model as published; it gets no gradient. May be in another dtype.
+
+    Raises:
+        ValueError: models of different depth or width.
+    """
+
+    def __init__(self, student: CausalLM, teacher: CausalLM) -> None:
+        for size in ("num_hidden_layers", "hidden_size"):
+            ours, theirs = getattr(student.config, size), getattr(teacher.config, size)
+            if ours != theirs:
+                raise ValueError(f"the student has {size} {ours}, but its teacher has {theirs}")
+        self.student, self.teacher = student, teacher
+        self.layers = aligned_layers(student, teacher)
+        self._outputs: dict[int, Tensor] = {}
+        self._hooks = [
+            _attention(teacher, layer).register_forward_hook(self._keep(layer))
+            for layer in self.layers
+        ]
+
+    def loss(
+        self, ids: Tensor, seq_start: Tensor | None = None, mask: Tensor | None = None
+    ) -> TokenSum:
+        """The loss of all layers, whose graphs are alive together; arguments as `layer_errors`."""
+        total = torch.zeros((), device=ids.device, dtype=_wide(self.student))
+        for _, error in self.layer_errors(ids, seq_start, mask):
+            total = total + error.total
+        return TokenSum(total, _count(ids, mask))
+
+    def layer_errors(
+        self, ids: Tensor, seq_start: Tensor | None = None, mask: Tensor | None = None
+    ) -> Iterator[LayerError]:
+        """Runs the teacher once and yields every layer's part of the loss, which add up to it.
+
+        Call `backward` on each before the next one is taken: then the activations of one
+        layer's attention are alive, not those of all.
+
+        Args:
+            ids: int64 [B, T].
+            seq_start: int [B, T], as `CausalLM.forward`.
+            mask: bool [B, T], the tokens that count; None: all.
+        """
+        if not self.layers:
+            return
+        count = _count(ids, mask)
+        dtype = self.student.embed_tokens.weight.dtype
+        context = Context.of(ids, None, seq_start, None)
+        with torch.no_grad():
+            x = self.teacher.embed(ids)
+            ropes = self.teacher.rotary(context, x.dtype)
+            student_ropes = self.student.rotary(context, dtype)
+        for layer in range(self.layers[-1] + 1):  # what follows the last one changes nothing
+            with torch.no_grad():
+                before, x = x, self.teacher.layers[layer](x, ropes[layer], context)
+            if layer not in self._outputs:
+                continue
+            target = self._outputs.pop(layer)
+            output = _attend(self.student, layer, before.to(dtype), student_ropes[layer], context)
+            wide = _wide(self.student)
+            error = (output.to(wide) - target.to(wide)).square().mean(-1)
+            if mask is not None:
+                error = torch.where(mask, error, 0)
+            yield LayerError(layer, TokenSum(error.sum() / len(self.layers), count))
+
+    def close(self) -> None:
+        """Takes the hooks off the teacher."""
+        for hook in self._hooks:
+            hook.remove()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _keep(self, layer: int) -> "_Keep":
+        return _Keep(self._outputs, layer)
+
+
+class _Keep:
+    """A hook that keeps what a module returned."""
+
+    def __init__(self, outputs: dict[int, Tensor], layer: int) -> None:
+        self._outputs, self._layer = outputs, layer
+
+    def __call__(self, module: nn.Module, args: object, output: Tensor) -> None:
+        self._outputs[self._layer] = output
+
+
+def aligned_layers(student: CausalLM, teacher: CausalLM) -> tuple[int, ...]:
+    """The layers whose attention is another than the teacher's."""
+    types = zip(student.config.layer_types, teacher.config.layer_types, strict=True)
+    return tuple(layer for layer, (ours, theirs) in enumerate(types) if ours != theirs)
+
+
+def _attention(model: CausalLM, layer: int) -> nn.Module:
+    return model.get_submodule(f"layers.{layer}.attention")
+
+
+def _attend(
+    model: CausalLM, layer: int, x: Tensor, rope: RotaryAngles, context: Context
+) -> Tensor:
+    """What a block's attention makes of the block's input, [B, T, E]."""
+    norm = model.get_submodule(f"layers.{layer}.input_layernorm")
+    return _attention(model, layer)(norm(x), rope, context)
+
+
+def _wide(model: CausalLM) -> torch.dtype:
+    return torch.promote_types(model.embed_tokens.weight.dtype, torch.float32)
+
+
+def _count(ids: Tensor, mask: Tensor | None) -> Tensor:
+    return torch.tensor(ids.numel(), device=ids.device) if mask is None else mask.sum()
