@@ -167,9 +167,19 @@ def load_model(
     Raises:
         ValueError: an unknown name, options that do not fit, weights that cannot be had.
     """
+    return load_configured(name, source, runtime, *configured(name, source, attention))
+
+
+def load_configured(
+    name: str,
+    source: SourceOptions,
+    runtime: RuntimeOptions,
+    eva: "EvaConfig | None",
+    layer_types: Sequence[str] | None,
+) -> "CausalLM":
+    """`zoo.load` with this attention, and all else from a command line."""
     import zoo
 
-    eva, layer_types = configured(name, source, attention)
     return zoo.load(
         name,
         device=runtime.device,

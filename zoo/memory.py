@@ -31,7 +31,7 @@ _WORKSPACES = 5 * 2**25
 # Of what a piece or a step allocates: free blocks of the allocator that nothing fits into.
 _FRAGMENTS = 0.1
 # From so many rows on, pieces have their least size: more rows read more tokens at once.
-_MANY_ROWS = 1024
+_MANY_ROWS = 128
 _META = torch.device("meta")
 
 

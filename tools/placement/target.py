@@ -4,14 +4,18 @@ import dataclasses
 import zlib
 from pathlib import Path
 
-import zoo
 from flasheva import EvaConfig
 from layers import SLIDING_ATTENTION
 from recipes import Layers, Placement, Recipe, Search, layer_types, sliding_layers
 from recipes.placement import LayerSet
 from tools.evaluation.recall.fillers import Filler
 from tools.measurement import implementation, model_case
-from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions
+from tools.model_options import (
+    AttentionOptions,
+    RuntimeOptions,
+    SourceOptions,
+    load_configured,
+)
 from tools.placement.branches import Branches
 from tools.placement.settings import SearchSettings
 from tools.results import device_name
@@ -55,16 +59,7 @@ def branches_of(
     layer_types: tuple[str, ...],
 ) -> Branches:
     """The same for a given attention."""
-    model = zoo.load(
-        name,
-        device=runtime.device,
-        dtype=runtime.dtype,
-        eva=eva,
-        layer_types=layer_types,
-        impl=runtime.impl,
-        revision=source.revision,
-        weights=source.weights,
-    )
+    model = load_configured(name, source, runtime, eva, layer_types)
     return Branches(model, runtime.impl)
 
 

@@ -11,7 +11,7 @@ the folder is complete; they are written last and say that the shard is finished
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from tools.training.data.sources import name_sources
 from tools.training.data.writing import (
     Job,
     alone,
+    cut,
     is_finished,
     lengths_path,
     remove_leftovers,
@@ -122,24 +123,10 @@ def _jobs(
         for index, source in enumerate(inputs):
             read: list[int] = []
             documents = read_documents(source, field=field, marker=marker, advance=read.append)
-            for number, texts in enumerate(_cut(documents, shard_characters)):
+            for number, texts in enumerate(cut(documents, shard_characters)):
                 path = folder / f"{name}-{index:04d}-{number:05d}.tokens"
                 yield Job(name, path, [] if is_finished(path) else texts, sum(read))
                 read.clear()
-
-
-def _cut(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """Runs of documents, each but the last of at least so many characters."""
-    texts: list[str] = []
-    size = 0
-    for text in documents:
-        texts.append(text)
-        size += len(text)
-        if size >= characters:
-            yield texts
-            texts, size = [], 0
-    if texts:
-        yield texts
 
 
 def _finish(folder: Path, wanted: Manifest, names: dict[str, list[str]]) -> Manifest:

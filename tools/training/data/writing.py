@@ -7,7 +7,7 @@ import signal
 import threading
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -55,7 +55,7 @@ class Encoder:
         """Writes the tokens, then the lengths that say that they are whole; `job.read`."""
         if job.texts:
             lengths, parts = [], []
-            for texts in _groups(job.texts):
+            for texts in cut(job.texts, _AT_ONCE):
                 for ids in self._tokenizer.encode_batch(texts, add_bos=self._add_bos):
                     # Raises where an id does not fit, which the size of the vocabulary rules out.
                     parts.append(np.array([*ids, *self._end], self._dtype))
@@ -127,17 +127,18 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _groups(texts: list[str]) -> Iterator[list[str]]:
-    group: list[str] = []
+def cut(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Runs of documents, each but the last of at least so many characters."""
+    texts: list[str] = []
     size = 0
-    for text in texts:
-        group.append(text)
+    for text in documents:
+        texts.append(text)
         size += len(text)
-        if size >= _AT_ONCE:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+        if size >= characters:
+            yield texts
+            texts, size = [], 0
+    if texts:
+        yield texts
 
 
 @contextmanager
