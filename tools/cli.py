@@ -14,6 +14,7 @@ from tools.compare import compare
 from tools.entry import run
 from tools.evaluate import evaluate
 from tools.export import export
+from tools.finetune import finetune
 from tools.generate import generate
 from tools.info import info
 from tools.list import list_models
@@ -37,6 +38,7 @@ for name, command in (
     ("place", place),
     ("ablate", ablate),
     ("tokenize", tokenize),
+    ("finetune", finetune),
     ("export", export),
 ):
     app.command(name)(command)

@@ -17,7 +17,9 @@ from torch import nn
 
 from recipes import Stage
 from tools.training.lora import add_lora
+from tools.training.memory import converted_layers
 from tools.training.schedule import rate_factor
+from zoo import CausalLM
 
 
 class Group(TypedDict):
@@ -64,7 +66,8 @@ def trained_names(model: nn.Module, stage: Stage) -> list[str]:
     """The names of the parameters that train, in the order of the model.
 
     A weight with two names, such as that of a tied `lm_head`, goes by either in patterns, and by
-    its first one here. Adapters that are there always train.
+    its first one here. Adapters that are there always train. Of an alignment alone, only the
+    attention of converted layers and the norm before it do: nothing else has a gradient.
 
     Raises:
         ValueError: a pattern of `train` or `lr_groups` that fits nothing.
@@ -77,7 +80,11 @@ def trained_names(model: nn.Module, stage: Stage) -> list[str]:
                 f"{_examples(model)}"
             )
     wanted = set().union(*fits.values())
-    names = [name for name, _ in model.named_parameters() if name in wanted or _is_adapter(name)]
+    names = [
+        name
+        for name, _ in model.named_parameters()
+        if (name in wanted or _is_adapter(name)) and _is_reached(model, stage, name)
+    ]
     for pattern, _ in stage.lr_groups:
         if not set(_matching(model, pattern)) & set(names):
             raise ValueError(
@@ -149,6 +156,15 @@ def _refuse_both(model: nn.Module, stage: Stage, targets: list[str]) -> None:
                 f"stage {stage.name!r}: {both[0]!r} has an adapter, but {pattern!r} in train fits "
                 "it too; weights train or have adapters, not both"
             )
+
+
+def _is_reached(model: nn.Module, stage: Stage, name: str) -> bool:
+    if not isinstance(model, CausalLM) or set(stage.weights) != {"attention_mse"}:
+        return True
+    return any(
+        name.startswith((f"layers.{layer}.attention.", f"layers.{layer}.input_layernorm."))
+        for layer in converted_layers(model)
+    )
 
 
 def _is_adapter(name: str) -> bool:

@@ -1,0 +1,303 @@
+"""`zoo finetune`: what trains, what a run leaves behind, and how it goes on after a kill."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import zoo
+from tests.training_runs import (
+    ALIGN,
+    DISTILL,
+    ROOT,
+    command,
+    finetune,
+    make_inputs,
+    rows,
+    write_recipe,
+)
+from tools.cli import main
+from tools.display import progress
+from tools.training.guard import Diverged, Guard
+from tools.training.models import Conversion
+from tools.training.ranks import Ranks
+from tools.training.run import RunOptions, Screen, run_stages
+from tools.training.trainer import Loop
+
+LOSSES = ("loss", "grad_norm")
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+class Killed(BaseException):
+    """Stands for a kill between two steps."""
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetune")
+    make_inputs(folder, tie_word_embeddings=True)
+    return folder
+
+
+@pytest.fixture
+def folder(shared, tmp_path):
+    for name in ("base", "tokens"):
+        (tmp_path / name).symlink_to(shared / name)
+    return tmp_path
+
+
+def run(folder: Path, out: str, *options: str) -> int:
+    return main(["finetune", *command(folder, out, *options)])
+
+
+def weights(folder: Path, out: str, stage: str) -> dict[str, torch.Tensor]:
+    return load_file(folder / out / stage / "model.safetensors")
+
+
+def losses(folder: Path, out: str, stage: str) -> list[tuple[float, ...]]:
+    return [tuple(row[key] for key in LOSSES) for row in rows(folder, out, stage)]
+
+
+def assert_same(folder: Path, one: str, two: str, stage: str) -> None:
+    """Bit for bit: losses, norms and weights."""
+    assert losses(folder, one, stage) == losses(folder, two, stage)
+    first, second = weights(folder, one, stage), weights(folder, two, stage)
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_a_run_learns_and_leaves_models_that_load(folder, capsys):
+    write_recipe(folder, ALIGN, DISTILL.replace("steps = 8", "steps = 30"))
+    assert run(folder, "run") == 0
+    assert capsys.readouterr().out.strip() == str(folder / "run" / "distill")
+    found = [row["logit_kl"] for row in rows(folder, "run", "distill")]
+    assert sum(found[-5:]) < 0.7 * sum(found[:5])
+    model = zoo.load(folder / "run" / "distill")
+    assert model.config.layer_types == ("eva_attention", "full_attention", "eva_attention")
+    assert model.tokenizer is not None
+    base, aligned = (
+        load_file(folder / "base" / "model.safetensors"),
+        weights(folder, "run", "align"),
+    )
+    changed = {name for name in base if not torch.equal(base[name], aligned[name])}
+    assert changed
+    assert all(".self_attn." in name for name in changed)
+    assert not any("layers.1." in name for name in changed)  # exact: nothing to align
+    facts = json.loads((folder / "run" / "run.json").read_text())
+    assert facts["command"].startswith("zoo finetune")
+    assert facts["torch"] == torch.__version__
+    assert not (folder / "run" / "checkpoints" / "distill").exists()
+
+
+def test_micro_batches_and_recomputed_blocks_change_nothing(folder):
+    write_recipe(folder, DISTILL)
+    assert run(folder, "whole") == 0
+    assert run(folder, "parts", "--rows", "1", "--checkpointing") == 0
+    for one, two in zip(
+        losses(folder, "whole", "distill"), losses(folder, "parts", "distill"), strict=True
+    ):
+        assert two == pytest.approx(one, rel=1e-4)  # float32, sums in another order
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_killed_run_goes_on_bit_for_bit(folder, noise):
+    write_recipe(folder, ALIGN, DISTILL, eva="training_noise = true" if noise else "")
+    _run_until(folder, "whole", None)
+    for line in ("align 5/6", "distill 2/8", "distill 7/8"):
+        with pytest.raises(Killed):
+            _run_until(folder, "killed", line)
+    _run_until(folder, "killed", None)
+    for stage in ("align", "distill"):
+        assert_same(folder, "whole", "killed", stage)
+
+
+def _run_until(folder: Path, out: str, line: str | None) -> None:
+    """`line`: what a line begins with at which the run is killed."""
+
+    def say(text: str) -> None:
+        if line is not None and text.startswith(line):
+            raise Killed
+
+    options = RunOptions(tokens=folder / "tokens", out=folder / out, loop=Loop(save_every=3))
+    run_stages(
+        Conversion.read(str(folder / "recipe.toml")), options, CPU, Screen(progress, say, "test")
+    )
+
+
+@pytest.mark.slow
+def test_a_killed_process_goes_on_bit_for_bit(folder):
+    write_recipe(folder, DISTILL.replace("steps = 8", "steps = 40"))
+    assert finetune(folder, "whole", "--save-every", "7").returncode == 0
+    for kill_at in (9, 23):
+        words = [sys.executable, "-m", "tools.finetune"]
+        process = subprocess.Popen(
+            [*words, *command(folder, "killed", "--save-every", "7")],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        metrics = folder / "killed" / "metrics.jsonl"
+        while not metrics.exists() or len(metrics.read_text().splitlines()) < kill_at:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert not (folder / "killed" / "distill").exists()
+    result = finetune(folder, "killed", "--save-every", "7")
+    assert result.returncode == 0
+    assert "from step 21" in result.stderr
+    assert_same(folder, "whole", "killed", "distill")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_two_processes_have_the_losses_of_one(tmp_path, family):
+    make_inputs(tmp_path, family)
+    write_recipe(tmp_path, ALIGN, DISTILL)
+    assert finetune(tmp_path, "one").returncode == 0
+    result = finetune(tmp_path, "two", processes=2)
+    assert result.returncode == 0, result.stderr
+    for stage in ("align", "distill"):
+        for one, two in zip(
+            losses(tmp_path, "one", stage), losses(tmp_path, "two", stage), strict=True
+        ):
+            assert two == pytest.approx(one, rel=1e-4)
+        # Not weights: a bias of keys has no gradient but for rounding, which Adam makes steps of.
+        ids = torch.arange(200).view(2, 100)
+        with torch.inference_mode():
+            one, two = (zoo.load(tmp_path / out / stage)(ids) for out in ("one", "two"))
+        torch.testing.assert_close(two, one, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(folder):
+    write_recipe(folder, DISTILL.replace("steps = 8", "steps = 9"))
+    assert finetune(folder, "whole").returncode == 0
+    with pytest.raises(Killed):
+        _run_until(folder, "other", "distill 5/9")
+    result = finetune(folder, "other", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert "from step 3" in result.stderr
+    for one, two in zip(
+        losses(folder, "whole", "distill"), losses(folder, "other", "distill"), strict=True
+    ):
+        assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_adapters_train_and_are_merged(folder):
+    lora = 'lora = { rank = 2, alpha = 4.0, targets = ["*.q_proj", "*.down_proj"] }\n'
+    write_recipe(folder, DISTILL.replace('train = ["*"]', 'train = ["*.attend.*"]') + lora)
+    assert run(folder, "run") == 0
+    found = [row["loss"] for row in rows(folder, "run", "distill")]
+    assert found[-1] < found[0]
+    base, now = load_file(folder / "base" / "model.safetensors"), weights(folder, "run", "distill")
+    changed = {name for name in base if not torch.equal(base[name], now[name])}
+    assert changed
+    assert all(name.endswith(("q_proj.weight", "down_proj.weight")) for name in changed)
+
+
+def test_a_bfloat16_stage_keeps_float32_weights(folder):
+    write_recipe(folder, DISTILL)
+    assert run(folder, "wide") == 0
+    write_recipe(folder, DISTILL.replace("float32", "bfloat16"))
+    assert run(folder, "low") == 0
+    found = weights(folder, "low", "distill")
+    assert all(x.dtype == torch.float32 for x in found.values())
+    changed = found["model.layers.0.mlp.up_proj.weight"]
+    assert not torch.equal(changed, changed.bfloat16().float())
+    wide, low = (losses(folder, out, "distill")[0] for out in ("wide", "low"))
+    assert low != wide
+    assert low == pytest.approx(wide, rel=0.05)  # 3 layers, each some 2^-8 off
+
+
+def test_random_weights_train_from_scratch(folder):
+    path = write_recipe(
+        folder, DISTILL.replace("{ logit_kl = 1.0, cross_entropy = 0.1 }", '"cross_entropy"')
+    )
+    path.write_text(path.read_text().replace("./base", "pythia-14m"))
+    code = run(folder, "run", "--weights", "random")
+    assert code == 2  # there is no such base; a registered one would be large
+    assert not (folder / "run").exists()
+
+
+def test_a_loss_that_is_no_number_stops_before_the_weights_change(folder, capsys):
+    write_recipe(folder, DISTILL.replace("lr = 3e-3", "lr = 1e30"))
+    assert run(folder, "run", "--save-every", "1") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: stage 'distill' stopped before step")
+    bad = load_file(folder / "run" / "bad-batch" / "distill.safetensors")
+    assert bad["ids"].shape == (4, 64)
+    assert bad.keys() == {"ids", "labels", "seq_start"}
+    assert not (folder / "run" / "distill").exists()
+
+
+def test_the_guard_knows_a_spike_from_a_large_norm():
+    guard = Guard(10.0, [1.0] * 15)
+    guard.check(2.0, 50.0)  # too early to say
+    guard.check(2.0, 9.9)
+    with pytest.raises(Diverged, match="11 times the usual 1"):
+        guard.check(2.0, 11.0)
+    for loss, norm in ((float("nan"), 1.0), (1.0, float("inf"))):
+        with pytest.raises(Diverged):
+            Guard(0.0).check(loss, norm)
+    Guard(0.0, [1.0] * 64).check(1.0, 1e9)
+
+
+def test_checks_are_measured_and_written(folder):
+    write_recipe(folder, DISTILL)
+    text = folder / "text.txt"
+    text.write_text("the server answers one request after another " * 200)
+    options = ["--check-every", "4", "--check-text", str(text), "--check-context", "128"]
+    assert run(folder, "run", *options, "--check-windows", "2", "--tensorboard") == 0
+    found = {row["step"]: row.get("perplexity") for row in rows(folder, "run", "distill")}
+    assert [step for step, value in found.items() if value is not None] == [3, 7]
+    assert run(folder, "plain") == 0
+    assert losses(folder, "run", "distill") == losses(folder, "plain", "distill")
+    assert any((folder / "run" / "tensorboard" / "distill").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rows", "3"], "rows must divide the 4"),
+        (["--share", "a=x"], "--share must be SOURCE=NUMBER"),
+        (["--share", "c=1"], "c"),
+        (["--check-every", "2"], "--check-text, --check-hay or both"),
+        (["--weights", "random"], "random"),
+        (["--speed", "9"], "--speed is for --dry-run"),
+    ],
+)
+def test_mistakes_are_one_line(folder, capsys, options, message):
+    write_recipe(folder, DISTILL)
+    assert run(folder, "run", *options) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ")
+    assert message in error
+
+
+def test_a_folder_of_another_run_is_refused(folder, capsys):
+    write_recipe(folder, DISTILL)
+    assert run(folder, "run") == 0
+    write_recipe(folder, DISTILL, exact=(0,))
+    assert run(folder, "run") == 2
+    assert "another recipe" in capsys.readouterr().err
+    (folder / "mine").mkdir()
+    (folder / "mine" / "note.txt").write_text("mine")
+    assert run(folder, "mine") == 2
+    assert (folder / "mine" / "note.txt").read_text() == "mine"
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, capsys):
+    write_recipe(folder, ALIGN, DISTILL)
+    assert run(folder, "run", "--dry-run", "--speed", "1000") == 0
+    printed = capsys.readouterr().out
+    for part in ("stage align", "stage distill", "8 steps of 4 x 64", "memory", "passes over all"):
+        assert part in printed
+    assert not (folder / "run").exists()

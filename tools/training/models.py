@@ -1,0 +1,123 @@
+"""The models of a run: which base a recipe converts, its teacher, and a stage's student."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import zoo
+from flasheva import EvaConfig, Impl
+from recipes import Recipe, Stage, find_recipe, read_recipe, sliding_layers
+from recipes import names as recipe_names
+from zoo import CausalLM, Tokenizer
+from zoo.config import ModelConfig
+from zoo.description import describe
+from zoo.target import resolve
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """A recipe, and what it is of.
+
+    Attributes:
+        recipe: with at least one stage.
+        base: a name or path that `zoo.load` takes.
+        weights: of the base, as `zoo.load` takes it; "random" trains from scratch.
+        eva, layer_types: of the student.
+    """
+
+    recipe: Recipe
+    base: str
+    weights: str
+    eva: EvaConfig
+    layer_types: tuple[str, ...]
+
+    @classmethod
+    def read(cls, name: str, weights: str = "auto") -> "Conversion":
+        """From a recipe file, or the name of a recipe that ships with the package.
+
+        Raises:
+            ValueError: no such recipe, one without stages, or one that does not fit its base.
+        """
+        recipe = read_recipe(name) if name.endswith(".toml") else find_recipe(name)
+        if recipe is None:
+            trained = [n for n in recipe_names() if (r := find_recipe(n)) and r.stages]
+            raise ValueError(
+                f"there is no recipe {name!r}; give a .toml file, or one of {', '.join(trained)}"
+            )
+        if not recipe.stages:
+            raise ValueError(
+                f"recipe {recipe.name!r} has no [[stages]], so nothing trains; recipes/stages.py "
+                "says what they are"
+            )
+        target = resolve(Path(name) if name.endswith(".toml") else recipe.base)
+        base = str(target.base or target.path or target.repo)
+        plain = describe(base, weights=weights)
+        try:
+            eva = EvaConfig.from_dict(recipe.eva)
+            types = recipe.layer_types(plain.num_hidden_layers, sliding_layers(plain.layer_types))
+        except ValueError as error:
+            raise ValueError(f"recipe {recipe.name!r}: {error}") from None
+        return cls(recipe, base, weights, eva, types)
+
+    def config(self) -> ModelConfig:
+        """The student's, without reading weights."""
+        return describe(
+            self.base, weights=self.weights, eva=self.eva, layer_types=self.layer_types
+        )
+
+    def student(
+        self, stage: Stage, before: Path | None, device: torch.device, impl: Impl
+    ) -> CausalLM:
+        """What a stage begins with.
+
+        Args:
+            stage: the weights are float32, unless it trains adapters in bfloat16.
+            before: the folder of the stage before; None: this is the first one.
+            device, impl: as `zoo.load`.
+        """
+        low = stage.lora is not None and stage.dtype == "bfloat16"
+        dtype = torch.bfloat16 if low else torch.float32
+        if before is not None:
+            return zoo.load(before, device=device, dtype=dtype, impl=impl)
+        torch.manual_seed(stage.seed)  # of weights that start at random
+        return zoo.load(
+            self.base,
+            device=device,
+            dtype=dtype,
+            eva=self.eva,
+            layer_types=self.layer_types,
+            impl=impl,
+            weights=self.weights,
+        )
+
+    def teacher(self, stage: Stage, device: torch.device, impl: Impl) -> CausalLM | None:
+        """The base as published, in the stage's dtype; None if no loss compares with it.
+
+        Raises:
+            ValueError: random weights teach nothing.
+        """
+        if not stage.needs_teacher:
+            return None
+        if self.weights == "random":
+            raise ValueError(
+                f"stage {stage.name!r} compares with a teacher, which random weights are not; "
+                'its loss can be "cross_entropy"'
+            )
+        dtype = getattr(torch, stage.dtype)
+        teacher = zoo.load(self.base, device=device, dtype=dtype, impl=impl, weights=self.weights)
+        return teacher.requires_grad_(False)
+
+
+def give_tokenizer(model: CausalLM, tokenizer: Tokenizer) -> None:
+    """For a model without one, which random weights are.
+
+    Raises:
+        ValueError: the tokenizer has more tokens than the model.
+    """
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model only "
+            f"{model.config.vocab_size}"
+        )
+    model.tokenizer = tokenizer

@@ -1,0 +1,99 @@
+"""Objective: what a stage minimises, as a module from a batch to sums over its tokens.
+
+    objective = sum over losses l of  weight_l * (sum over tokens of l) / number of tokens
+
+Tokens that count have a label. Their number is that of a whole step, over all micro-batches and
+processes, so however a batch is divided, gradients are the same.
+
+The teacher is no submodule: it does not train, is not sharded and is in no checkpoint.
+
+Dims: B rows, T tokens.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from recipes import LossName, Stage
+from tools.training.alignment import Alignment
+from tools.training.losses import IGNORED, Teacher, head_losses
+from zoo import CausalLM
+
+
+class Objective(nn.Module):
+    """The losses of a stage.
+
+    Args:
+        student: what trains.
+        teacher: the model as published, for the losses that compare with it, or None.
+        stage: weights of the losses and the temperature.
+
+    Raises:
+        ValueError: a teacher that is missing, or nothing to align.
+    """
+
+    def __init__(self, student: CausalLM, teacher: CausalLM | None, stage: Stage) -> None:
+        super().__init__()
+        self.student = student
+        self._teacher = (teacher,)  # hidden from nn.Module
+        self._temperature = stage.temperature
+        self._head: dict[LossName, float] = {
+            name: weight for name, weight in stage.loss if name != "attention_mse"
+        }
+        self._attention = stage.weights.get("attention_mse", 0.0)
+        self._alignment: Alignment | None = None
+        if stage.needs_teacher and teacher is None:
+            raise ValueError(f"stage {stage.name!r} compares with a teacher, and there is none")
+        if self._attention:
+            assert teacher is not None
+            self._alignment = Alignment(student, teacher)
+            if not self._alignment.layers:
+                raise ValueError(
+                    f"stage {stage.name!r}: 'attention_mse' compares converted layers, and the "
+                    "model has none"
+                )
+
+    def forward(
+        self, ids: Tensor, labels: Tensor, seq_start: Tensor
+    ) -> tuple[Tensor, dict[LossName, Tensor]]:
+        """Sums over the tokens that have a label.
+
+        Args:
+            ids, labels: int64 [B, T]; a label of -100 does not count.
+            seq_start: int32 [B, T].
+
+        Returns:
+            The weighted sum of all losses, which has a gradient, and each loss without weight or
+            gradient: scalars, float32 at least.
+        """
+        total: Tensor | None = None
+        losses: dict[LossName, Tensor] = {}
+        if self._alignment is not None:
+            error = self._alignment.loss(ids, seq_start, labels != IGNORED).total
+            losses["attention_mse"] = error.detach()
+            total = self._attention * error
+        if self._head:
+            hidden = self.student.hidden_states(ids, seq_start=seq_start)
+            found = head_losses(
+                hidden,
+                self.student.lm_head,
+                labels,
+                weights=self._head,
+                teacher=self._taught(ids, seq_start) if "logit_kl" in self._head else None,
+                temperature=self._temperature,
+            )
+            losses |= {name: loss.total for name, loss in found.losses.items()}
+            objective = found.objective.total
+            total = objective if total is None else total + objective
+        assert total is not None
+        return total, losses
+
+    def close(self) -> None:
+        """Takes the hooks off the teacher."""
+        if self._alignment is not None:
+            self._alignment.close()
+
+    def _taught(self, ids: Tensor, seq_start: Tensor) -> Teacher:
+        (teacher,) = self._teacher
+        assert teacher is not None
+        with torch.no_grad():
+            return Teacher(teacher.hidden_states(ids, seq_start=seq_start), teacher.lm_head)

@@ -1,0 +1,108 @@
+"""Ranks: the processes of a run, and how a model is spread over them.
+
+`torchrun --nproc-per-node N -m tools.finetune ...` starts N; without it there is one, which needs
+no process group. One process has one device.
+
+Parameters are sharded (FSDP2: a block at a time is whole) unless the stage aligns attention: its
+loss calls the attention of a block and not the block, which a shard would not notice. Then every
+process holds all of them and gradients are averaged (DDP).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from zoo import CausalLM
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is.
+
+    Attributes:
+        rank: from 0.
+        count: of all processes.
+        device: of this one.
+    """
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that prints and writes."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, on each of them; in place."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[Ranks]:
+    """The process group that torchrun describes in the environment, if it does.
+
+    Args:
+        device: such as "cpu"; None: CUDA if present. Each process takes the GPU of its local rank.
+
+    Raises:
+        ValueError: a device that is not there.
+    """
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield Ranks(0, 1, torch.device(kind))
+        return
+    local = int(os.environ["LOCAL_RANK"])
+    if kind.startswith("cuda"):
+        if kind != "cuda" or local >= torch.cuda.device_count():
+            raise ValueError(
+                f"process {local} of this machine has no GPU of its own: there are "
+                f"{torch.cuda.device_count()}; start as many processes, with --device cuda"
+            )
+        kind = f"cuda:{local}"
+        torch.cuda.set_device(local)
+    own = torch.device(kind)
+    dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+    try:
+        yield Ranks(dist.get_rank(), count, own)
+    finally:
+        dist.destroy_process_group()
+
+
+def shard(model: CausalLM) -> None:
+    """Spreads the parameters over all processes, in place: FSDP2, block by block.
+
+    Call it when `requires_grad` is settled and before an optimizer is made. What is outside of
+    blocks (embedding, norm, head) belongs to the model, is gathered for `hidden_states` and stays
+    whole until the backward pass has ended, so that losses can read `lm_head.weight` behind it.
+    """
+    for block in model.layers:
+        fully_shard(block)
+    fully_shard(model)
+    register_fsdp_forward_method(model, "hidden_states")
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that may be sharded, whole on every process."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter by name, whole and on the CPU; all processes must call it."""
+    return {name: whole(p.detach()).cpu() for name, p in model.named_parameters()}

@@ -1,0 +1,284 @@
+"""Run: a recipe's stages one after the other, in a folder from which the same command goes on.
+
+    run.json              recipe, texts and settings that decide about numbers; versions, device
+    metrics.jsonl         a line a step (metrics.py)
+    tensorboard/STAGE/    if asked for
+    checkpoints/STAGE/    of the stage that is running (checkpoints.py)
+    bad-batch/            the batch of a step that was not taken (guard.py)
+    STAGE/                what a finished stage made: a model folder that zoo.load takes
+
+A stage begins with the folder of the one before, also where both run in one go: so a run that was
+killed between them has the same numbers.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+import zoo
+from flasheva import Impl
+from recipes import Stage, recipe_text
+from tools.results import device_name
+from tools.training.checkpoints import Checkpoints
+from tools.training.checks import CheckOptions, Checks
+from tools.training.data.batches import Batches, BatchesState
+from tools.training.data.shards import Shards, open_shards
+from tools.training.data.tokenizers import fingerprint
+from tools.training.lora import merge_lora
+from tools.training.metrics import Metrics
+from tools.training.models import Conversion, give_tokenizer
+from tools.training.parameters import prepare
+from tools.training.ranks import Ranks, whole_state
+from tools.training.trainer import Hooks, Loop, train_stage
+from zoo import CausalLM, Tokenizer
+from zoo.weights.atomic import write_text
+
+RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
+_RESERVED = ("checkpoints", "tensorboard", "bad-batch")
+_PREFETCH = 2
+
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What a run is made of, besides its recipe.
+
+    Attributes:
+        tokens: folder of `zoo tokenize`.
+        out: folder of the run; made, or gone on with.
+        shares: of rows, for each source; None: all documents once in a pass.
+        impl: how EVA layers compute.
+        tokenizer: for a model that has none.
+        loop: how stages run.
+        checks: what is measured meanwhile.
+        tensorboard: whether events are written.
+    """
+
+    tokens: Path
+    out: Path
+    shares: Mapping[str, float] | None = None
+    impl: Impl = "auto"
+    tokenizer: Tokenizer | None = None
+    loop: Loop
+    checks: CheckOptions | None = None
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Screen:
+    """What people see.
+
+    Attributes:
+        bar: a progress bar of so many steps, as `tools.display.progress`.
+        say: shows a line.
+        command: the command line, for run.json.
+    """
+
+    bar: Bar
+    say: Callable[[str], None]
+    command: str
+
+
+def run_stages(conversion: Conversion, options: RunOptions, ranks: Ranks, screen: Screen) -> Path:
+    """Runs all stages that are not done; returns the folder of the last one.
+
+    Raises:
+        ValueError: one line: a folder of another run, tokens of another tokenizer, settings that
+            do not fit, or a run that diverged.
+    """
+    stages = conversion.recipe.stages
+    for stage in stages:
+        if stage.name in _RESERVED:
+            raise ValueError(f"a stage cannot be called {stage.name!r}, a folder of every run")
+    shards = open_shards(options.tokens)
+    deals = [
+        _batches(shards, conversion, stage, index, options, ranks)
+        for index, stage in enumerate(stages)
+    ]
+    if ranks.first:
+        _begin(options.out, _identity(conversion, deals), screen.command, ranks)
+    ranks.wait()
+    before: Path | None = None
+    for stage, batches in zip(stages, deals, strict=True):
+        folder = options.out / stage.name
+        if not folder.is_dir():
+            _run_stage(conversion, stage, before, batches, shards, options, ranks, screen)
+        batches.close()
+        before = folder
+    assert before is not None
+    return before
+
+
+def _run_stage(
+    conversion: Conversion,
+    stage: Stage,
+    before: Path | None,
+    batches: Batches,
+    shards: Shards,
+    options: RunOptions,
+    ranks: Ranks,
+    screen: Screen,
+) -> None:
+    out = options.out
+    student = conversion.student(stage, before, ranks.device, options.impl)
+    tokenizer = _tokenizer(student, options.tokenizer, shards)
+    longest = student.config.max_position_embeddings
+    if stage.context > longest:
+        raise ValueError(
+            f"stage {stage.name!r}: context {stage.context} exceeds the model's {longest}"
+        )
+    checks = None
+    if options.checks is not None:
+        if tokenizer is None:
+            raise ValueError("checks need a tokenizer, which the model does not have")
+        checks = Checks(options.checks, tokenizer, longest)
+    teacher = conversion.teacher(stage, ranks.device, options.impl)
+    checkpoints = Checkpoints(out / "checkpoints" / stage.name, ranks)
+    first = checkpoints.newest() or 0
+    batches.load_state_dict(BatchesState(step=first, plan=batches.state_dict()["plan"]))
+    metrics = None
+    if ranks.first:
+        events = out / "tensorboard" / stage.name if options.tensorboard else None
+        metrics = Metrics(out / METRICS_FILE, stage.name, first, events)
+        screen.say(f"stage {stage.name}: {stage.num_steps:,} steps, from step {first:,}")
+    shown = screen.bar(stage.name, stage.num_steps) if ranks.first else nullcontext(_nothing)
+    try:
+        with shown as advance:
+            train_stage(
+                *(student, teacher, stage, batches, ranks, options.loop),
+                Hooks(metrics, checks, advance, screen.say),
+                checkpoints,
+                out / "bad-batch" / f"{stage.name}.safetensors",
+            )
+    finally:
+        if metrics is not None:
+            metrics.close()
+    del teacher
+    _export(conversion, stage, before, student, out / stage.name, options, ranks)
+    checkpoints.remove()
+
+
+def _export(
+    conversion: Conversion,
+    stage: Stage,
+    before: Path | None,
+    student: CausalLM,
+    folder: Path,
+    options: RunOptions,
+    ranks: Ranks,
+) -> None:
+    """Writes the model of a finished stage, whole; all processes take part."""
+    if ranks.count > 1:
+        tokenizer = student.tokenizer
+        state = whole_state(student)
+        if ranks.first:
+            student = conversion.student(stage, before, torch.device("cpu"), options.impl)
+            prepare(student, stage)  # the same adapters
+            student.load_state_dict(state, strict=False)
+            student.tokenizer = tokenizer
+    if ranks.first:
+        merge_lora(student)
+        zoo.save(student, folder)
+    ranks.wait()
+
+
+def _batches(
+    shards: Shards,
+    conversion: Conversion,
+    stage: Stage,
+    index: int,
+    options: RunOptions,
+    ranks: Ranks,
+) -> Batches:
+    try:
+        return Batches(
+            shards,
+            row_size=stage.context,
+            chunk_size=conversion.eva.chunk_size,
+            batch_size=stage.batch_size,
+            seed=stage.seed + index,  # stages of one seed read other rows
+            weights=options.shares,
+            rank=ranks.rank,
+            ranks=ranks.count,
+            prefetch=_PREFETCH,
+        )
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name!r}: {error}") from None
+
+
+def _tokenizer(model: CausalLM, given: Tokenizer | None, shards: Shards) -> Tokenizer | None:
+    """The model's, which the tokens must be of; gives it `given` if it has none."""
+    entry = shards.manifest["tokenizer"]
+    if model.tokenizer is None and given is not None:
+        give_tokenizer(model, given)
+    if model.tokenizer is None:
+        if entry["vocab_size"] > model.config.vocab_size:
+            raise ValueError(
+                f"the tokens are of a vocabulary of {entry['vocab_size']}, the model has "
+                f"{model.config.vocab_size}"
+            )
+        return None
+    if fingerprint(model.tokenizer) != entry["fingerprint"]:
+        raise ValueError(
+            "the tokens were made with another tokenizer than the model's; run zoo tokenize "
+            "with --tokenizer and this model's name"
+        )
+    return model.tokenizer
+
+
+def _identity(conversion: Conversion, deals: list[Batches]) -> dict[str, object]:
+    """What a run must go on with."""
+    return {
+        "recipe": recipe_text(conversion.recipe),
+        "base": conversion.base,
+        "weights": conversion.weights,
+        "batches": [batches.state_dict()["plan"] for batches in deals],
+    }
+
+
+def _begin(out: Path, identity: Mapping[str, object], command: str, ranks: Ranks) -> None:
+    """Writes run.json, or sees that it is of this run."""
+    path = out / RUN_FILE
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise ValueError(f"{path} is not valid JSON; name a new folder") from None
+        for key, value in identity.items():
+            if found.get(key) != value:
+                raise ValueError(
+                    f"{out} is of a run with another {_NAMES[key]}; go on with the same, or name "
+                    "a new folder"
+                )
+        return
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"will not write to {out}, which has files but no {RUN_FILE}")
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "command": command,
+        "device": device_name(ranks.device),
+        "processes": ranks.count,
+        "torch": torch.__version__,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host_cpus": os.cpu_count(),
+    }
+    write_text(path, json.dumps(dict(identity) | facts, indent=1) + "\n")
+
+
+_NAMES = {
+    "recipe": "recipe",
+    "base": "base",
+    "weights": "--weights",
+    "batches": "tokens, shares of sources, batch or context",
+}
+
+
+def _nothing(steps: int) -> None:
+    del steps
