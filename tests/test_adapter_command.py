@@ -66,7 +66,7 @@ def test_it_says_how_large_the_adapter_is_and_what_is_lost(
         [m.get_parameter(f"layers.{i}.mlp.up_proj.weight") for i in range(3)]
         for m in (tuned, loaded, old)
     ]
-    new, kept, before = (torch.stack(each).detach().double() for each in weights)
+    new, kept, before = (torch.stack([*each]).detach().double() for each in weights)
     expected = torch.linalg.vector_norm(new - kept) / torch.linalg.vector_norm(new - before)
     up_proj = found["lost"]["up_proj.weight"]
     assert up_proj["tensors"] == 3

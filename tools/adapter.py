@@ -62,7 +62,7 @@ def adapter(
     trials = []
     if budget_mb is not None:
         able = Trials(model, published)
-        trials = [able.run(each) for each in able.candidates(int(budget_mb * 1e6))]
+        trials = able.run(able.candidates(int(budget_mb * 1e6)))
         encode = str(min(trials, key=lambda trial: trial.lost).encoding)
     zoo.save_adapter(model, out, base=published, base_name=base, encode=encode)
     found = lost(model, zoo.load(out, device="cpu", dtype="float32"), published)

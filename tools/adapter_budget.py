@@ -2,14 +2,16 @@
 
 import bisect
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from tools.display import progress
 from zoo import CausalLM
 from zoo.adapters import changed_matrices, encode_model
-from zoo.weights.encoding import Encoding, Entry, decode, encode_difference, plan
+from zoo.weights.encoding import Encoding, Entry, decode, encode_difference, plan, singular_vectors
 
 # What adapter_config.json and the header of adapter.safetensors say of a tensor, of a part of one
 # and of a checksum, at most, beside the name.
@@ -73,15 +75,22 @@ class Trials:
             total += _bytes(name, entry)
         return total
 
-    def run(self, encoding: Encoding) -> Trial:
-        """Encodes every matrix and decodes it again."""
-        lost = change = 0.0
-        for weight, base in self._matrices.values():
-            encoded = encode_difference(weight, base, encoding)
-            again = decode(encoded.entry, encoded.parts.__getitem__, base.clone)
-            lost += float((weight.double() - again.double()).square().sum())
-            change += float((weight.double() - base.double()).square().sum())
-        return Trial(encoding, self.bytes(encoding), math.sqrt(lost / change) if change else 0.0)
+    def run(self, encodings: Sequence[Encoding]) -> list[Trial]:
+        """Encodes every matrix in all of these ways, and decodes it again."""
+        change, lost = 0.0, [0.0] * len(encodings)
+        with progress("matrices", len(self._matrices)) as advance:
+            for weight, base in self._matrices.values():
+                vectors = singular_vectors(weight, base)
+                change += float((weight.double() - base.double()).square().sum())
+                for index, encoding in enumerate(encodings):
+                    encoded = encode_difference(weight, base, encoding, vectors)
+                    again = decode(encoded.entry, encoded.parts.__getitem__, base.clone)
+                    lost[index] += float((weight.double() - again.double()).square().sum())
+                advance(1)
+        return [
+            Trial(encoding, self.bytes(encoding), math.sqrt(error / change) if change else 0.0)
+            for encoding, error in zip(encodings, lost, strict=True)
+        ]
 
 
 def _bytes(name: str, entry: Entry) -> int:

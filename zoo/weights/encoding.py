@@ -180,12 +180,15 @@ def encode_factors(factors: Factors) -> Encoded:
     return Encoded(entry, _named(".a", a) | _named(".b", b))
 
 
-def encode_difference(tensor: Tensor, base: Tensor, encoding: Encoding) -> Encoded:
+def encode_difference(
+    tensor: Tensor, base: Tensor, encoding: Encoding, vectors: Tensor | None = None
+) -> Encoded:
     """Keeps a tensor by what differs from the base's, or whole.
 
     Args:
         tensor, base: of one shape, [out, in] for low_rank.
         encoding: a rank above that of any such matrix means all of it.
+        vectors: `singular_vectors(tensor, base)`, for whoever tries several ranks.
 
     Raises:
         ValueError: values that are not finite.
@@ -196,7 +199,9 @@ def encode_difference(tensor: Tensor, base: Tensor, encoding: Encoding) -> Encod
     difference = tensor.double() - base.double()
     if entry.encoding == "quantised":
         return Encoded(entry, _named(".difference", pack(difference, entry.stored)))
-    factors = _truncated(difference, entry.rank)
+    if vectors is None:
+        vectors = singular_vectors(tensor, base)
+    factors = _truncated(difference, vectors[:, : entry.rank])
     a, b = pack(factors.a, entry.stored), pack(factors.b, entry.stored)
     entry = Entry(
         encoding="low_rank",
@@ -236,33 +241,39 @@ def decode(entry: Entry, part: Callable[[str], Tensor], base: Callable[[], Tenso
     return weight.to(wide) + entry.scale * (b.to(wide) @ a.to(wide))
 
 
-def _truncated(difference: Tensor, rank: int) -> Factors:
-    """The best factors of a rank; b has columns of norm 1, the largest number of a is at most 1.
+def singular_vectors(tensor: Tensor, base: Tensor) -> Tensor:
+    """Those of the shorter side of the difference, float64 [n, n], the largest first.
 
-    The singular vectors of the shorter side are eigenvectors of a small square matrix, which is
-    many times faster than a decomposition of the whole, and in float64 precise enough: D V V^T
-    is D for any orthogonal V.
+    They are eigenvectors of a small square matrix, which is faster than a decomposition of the
+    whole, and in float64 precise enough: D V V^T is D for any orthogonal V.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    difference = tensor.double() - base.double()
+    out, in_ = difference.shape
+    gram = difference.T @ difference if out >= in_ else difference @ difference.T
+    if not torch.isfinite(gram).all():
+        raise ValueError("values that are not finite")
+    return torch.linalg.eigh(gram).eigenvectors.flip(1)
+
+
+def _truncated(difference: Tensor, vectors: Tensor) -> Factors:
+    """The nearest matrix that some singular vectors span.
+
+    Columns of b have norm 1, the largest number of a is at most 1.
     """
     out, in_ = difference.shape
     if out >= in_:
-        v = _leading(difference.T @ difference, rank)
-        a, b = v.T, difference @ v
+        a, b = vectors.T, difference @ vectors
     else:
-        u = _leading(difference @ difference.T, rank)
-        a, b = u.T @ difference, u
+        a, b = vectors.T @ difference, vectors
     norms = torch.linalg.vector_norm(b, dim=0)
     b, a = b / torch.where(norms == 0, 1, norms), a * norms[:, None]
     largest = float(a.abs().max())
     # A power of two changes no digit, and keeps small numbers out of float16's denormal ones.
     scale = 2.0 ** math.ceil(math.log2(largest)) if 0 < largest < math.inf else 1.0
     return Factors(a=a / scale, b=b, scale=scale)
-
-
-def _leading(gram: Tensor, rank: int) -> Tensor:
-    """The eigenvectors of the `rank` largest eigenvalues, as columns, the largest first."""
-    if not torch.isfinite(gram).all():
-        raise ValueError("values that are not finite")
-    return torch.linalg.eigh(gram).eigenvectors[:, -rank:].flip(1)
 
 
 def _named(end: str, parts: dict[str, _Part]) -> dict[str, _Part]:
