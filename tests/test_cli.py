@@ -23,7 +23,7 @@ from zoo.registry import BASES
 
 COMMANDS = (
     *("generate", "chat", "list", "info", "perplexity", "passkey"),
-    *("evaluate", "compare", "export", "place", "ablate", "tokenize"),
+    *("evaluate", "compare", "export", "place", "ablate", "tokenize", "adapter"),
 )
 HYBRID = "smollm2-135m-instruct-eva-hybrid"
 

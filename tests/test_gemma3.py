@@ -258,6 +258,21 @@ def test_in_bfloat16_it_errs_as_transformers_does(tmp_path: Path) -> None:
     assert 0 < ours < 1.2 * of_theirs
 
 
+def test_an_adapter_keeps_sliding_layers_and_the_second_rope(tmp_path: Path) -> None:
+    zoo.save(ours_of(fields()), tmp_path / "base")
+    base = zoo.load(tmp_path / "base")
+    types = [SLIDING] * 5 + [EVA, SLIDING]
+    model = zoo.load(tmp_path / "base", layer_types=types, eva=SHORT)
+    model.get_parameter("layers.5.attention.attend.k_map.weight").add_(0.1)
+    model.get_parameter("layers.2.attention.q_norm.weight").add_(0.1)
+    name = str(tmp_path / "base")
+    zoo.save_adapter(model, tmp_path / "adapter", base=base, base_name=name)
+    again = zoo.load(tmp_path / "adapter")
+    assert again.config == model.config
+    assert torch.equal(again(random_ids(100)), model(random_ids(100)))
+    assert not torch.equal(again(random_ids(100)), base(random_ids(100)))
+
+
 def test_a_saved_model_is_read_back_by_both_sides(tmp_path: Path) -> None:
     ours, ids = ours_of(CASES["thetas"]), random_ids(60)
     zoo.save(ours, tmp_path / "saved")

@@ -141,7 +141,7 @@ def test_a_name_decides_the_type_of_each_layer(name: str, monkeypatch: pytest.Mo
         model.config = config
         return model
 
-    monkeypatch.setattr(loading, "open_base", open_base)
+    monkeypatch.setattr("zoo.opening.open_base", open_base)
     monkeypatch.setattr(loading, "build", build_one_layer)
     monkeypatch.setattr(loading, "fill", fill)
     model = zoo.load(name)

@@ -87,6 +87,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(dist: Path) -> None:
     assert info.endswith(".dist-info")
     assert sources(".py", ".toml") == {name for name in names if name.endswith((".py", ".toml"))}
     assert f"recipes/{HYBRID}.toml" in names
+    assert "zoo/embedded/README.md" in names  # data, as the adapters beside it
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert not [name for name in names if "test" in name or "__pycache__" in name]
 

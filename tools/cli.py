@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from tools.ablate import ablate
+from tools.adapter import adapter
 from tools.bench import app as bench
 from tools.chat import chat
 from tools.compare import compare
@@ -40,6 +41,7 @@ for name, command in (
     ("tokenize", tokenize),
     ("finetune", finetune),
     ("export", export),
+    ("adapter", adapter),
 ):
     app.command(name)(command)
 app.add_typer(bench, name="bench")

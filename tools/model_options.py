@@ -27,8 +27,9 @@ class SourceOptions:
         str,
         option(
             _MODEL,
-            "auto (the Hugging Face cache, an installed package, the hub), random, or a folder "
-            "or .gguf file.",
+            "auto (the Hugging Face cache, an installed package, the hub; with the name's "
+            "adapter, if this package has one), published (without it), random, or a folder or "
+            ".gguf file.",
         ),
     ] = "auto"
     revision: Annotated[str | None, option(_MODEL, "Branch, tag or commit on the hub.")] = None

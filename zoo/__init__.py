@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from zoo.registry import list_names as list
 
 if TYPE_CHECKING:
+    from zoo.adapters import save_adapter
     from zoo.causal_lm import CausalLM
     from zoo.description import describe
     from zoo.generation import Generation, generate, stream
@@ -31,6 +32,7 @@ __all__ = [
     "max_batch",
     "memory_of",
     "save",
+    "save_adapter",
     "stream",
 ]
 
@@ -46,6 +48,7 @@ _MODULES = {
     "max_batch": "memory",
     "memory_of": "memory",
     "save": "loading",
+    "save_adapter": "adapters",
     "stream": "generation",
 }
 

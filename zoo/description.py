@@ -8,10 +8,11 @@ from huggingface_hub import hf_hub_download
 
 from flasheva import EvaConfig
 from zoo.config import ModelConfig
-from zoo.families import preset, read_config
-from zoo.registry import BASES
+from zoo.families import read_config
+from zoo.opening import NO_PATH, base_preset, base_target, refuse_other_attention
 from zoo.target import Target, configure, resolve
 from zoo.weights import hub
+from zoo.weights.adapter import is_adapter, read_adapter_config
 from zoo.weights.gguf import read_gguf
 from zoo.weights.weight_files import CONFIG_FILE, read_json
 
@@ -38,19 +39,23 @@ def describe(
     """
     target = resolve(name_or_path)
     saved = read_config(_hf_config(target, weights, revision))
-    return configure(target, saved, eva, layer_types)
+    config = configure(target, saved, eva, layer_types)
+    path = target.path if str(weights) in NO_PATH else Path(weights)
+    if path is not None and is_adapter(path):
+        refuse_other_attention(config, saved, f"adapter {path}")
+    return config
 
 
 def _hf_config(target: Target, weights: str | Path, revision: str | None) -> Mapping[str, object]:
-    own = str(weights) in ("auto", "random")
-    path = target.path if own else Path(weights)
+    path = target.path if str(weights) in NO_PATH else Path(weights)
+    if path is not None and is_adapter(path):
+        adapter = read_adapter_config(path)
+        return adapter.model_config(_hf_config(base_target(path, adapter), "published", revision))
     if path is not None:
         return _read_path(path.expanduser())
     if target.repo is not None:
         return _read_repo(target.repo, revision)
-    assert target.base is not None
-    base = BASES[target.base]
-    return preset(base.family, base.preset)
+    return base_preset(target)
 
 
 def _read_path(path: Path) -> Mapping[str, object]:

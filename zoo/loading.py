@@ -1,7 +1,7 @@
 """zoo.load: from a name to a model in eval mode, and zoo.save: from a model to a folder.
 
 What a name means and which attention each layer gets (target.py), and where weights come from
-(sources.py), are settled first; then the model is built without memory and filled (filling.py).
+(opening.py), are settled first; then the model is built without memory and filled (filling.py).
 """
 
 import logging
@@ -14,12 +14,19 @@ import torch
 from flasheva import EvaConfig, Impl
 from zoo.causal_lm import CausalLM
 from zoo.config import ModelConfig, to_hf
-from zoo.families import build, preset, read_config
+from zoo.families import build, read_config
+from zoo.opening import (
+    NO_PATH,
+    adapter_of,
+    base_preset,
+    open_target,
+    refuse_other_attention,
+)
 from zoo.registry import BASES
 from zoo.target import Target, configure, resolve, say_default_placement, say_untrained
+from zoo.weights.adapter import AdapterTensors
 from zoo.weights.checkpoint import Checkpoint, write_folder
 from zoo.weights.filling import fill, fill_random
-from zoo.weights.sources import open_base, open_path, open_repo
 
 log = logging.getLogger("zoo")
 
@@ -38,8 +45,8 @@ def load(
     """Loads a model.
 
     Args:
-        name_or_path: a registered name (see `zoo.list`), a recipe file (.toml), a local folder, a
-            .gguf file, or "org/name" on the Hugging Face hub.
+        name_or_path: a registered name (see `zoo.list`), a recipe file (.toml), a local folder (of
+            a model or an adapter), a .gguf file, or "org/name" on the Hugging Face hub.
         device: None: CUDA if present, else the CPU.
         dtype: such as "bfloat16" or torch.bfloat16; None: float32 on a CPU, the checkpoint's
             own on a GPU.
@@ -48,8 +55,10 @@ def load(
             place of the name's, the recipe's or the checkpoint's.
         impl: how EVA layers compute, see `flasheva.eva_attention`.
         revision: branch, tag or commit on the hub.
-        weights: "auto" (the Hugging Face cache, an installed weights package, the hub), "random"
-            (from torch's current random state, no tokenizer), or a folder or .gguf file.
+        weights: "auto" (the name's adapter in this package, if there is one, over what the Hugging
+            Face cache, an installed weights package or the hub has), "published" (the same
+            without an adapter), "random" (from torch's current random state, no tokenizer), or a
+            folder or .gguf file.
 
     Returns:
         The model in eval mode, with `.config`, `.tokenizer` (None if the checkpoint has none) and
@@ -68,16 +77,19 @@ def load(
     device = _device(device)
     checkpoint = None
     if str(weights) == "random":
-        hf_config = _preset(target)
+        hf_config = _random_preset(target)
     else:
-        checkpoint = _open(target, weights, revision)
+        adapter = adapter_of(target, weights, eva, layer_types)
+        checkpoint = open_target(target, weights, revision, adapter)
         hf_config = checkpoint.config
     saved = read_config(hf_config)
     if checkpoint and target.base and saved.model_type != BASES[target.base].family:
         raise ValueError(f"{target.label} is no {saved.model_type}, as {checkpoint.source} is")
-    if checkpoint and target.base and str(weights) != "auto":
+    if checkpoint and target.base and str(weights) not in NO_PATH:
         _refuse_another_model(target, saved, checkpoint.source)
     config = configure(target, saved, eva, layer_types)
+    if checkpoint and isinstance(checkpoint.tensors, AdapterTensors):
+        refuse_other_attention(config, saved, checkpoint.source)
     if layer_types is None:
         say_default_placement(target, config)
     with torch.device("meta"):
@@ -117,30 +129,17 @@ def save(model: CausalLM, folder: str | Path) -> None:
     )
 
 
-def _preset(target: Target) -> dict[str, object]:
+def _random_preset(target: Target) -> dict[str, object]:
     if target.base is None:
         raise ValueError(
             f"weights='random' needs a registered name, not {target.label!r}; see `zoo list`"
         )
-    base = BASES[target.base]
-    return preset(base.family, base.preset)
-
-
-def _open(target: Target, weights: str | Path, revision: str | None) -> Checkpoint:
-    path = target.path if str(weights) == "auto" else Path(weights)
-    if path is not None:
-        if revision is not None:
-            raise ValueError(f"revision={revision!r} is for the hub, but {path} is a local path")
-        return open_path(path)
-    if target.repo is not None:
-        return open_repo(target.repo, revision)
-    assert target.base is not None
-    return open_base(BASES[target.base], revision)
+    return base_preset(target)
 
 
 def _refuse_another_model(target: Target, saved: ModelConfig, source: str) -> None:
     """Weights given for a name must be of its size: the same family is not enough."""
-    published = read_config(_preset(target))
+    published = read_config(base_preset(target))
     for size in ("hidden_size", "num_hidden_layers", "vocab_size"):
         wanted, found = getattr(published, size), getattr(saved, size)
         if wanted != found:
@@ -174,8 +173,10 @@ def _dtype(
     if dtype is None:
         if device.type == "cpu" or checkpoint is None:
             return torch.float32
-        # Of the parameters only: old checkpoints hold masks and such beside them.
+        # Of the parameters only: old checkpoints hold masks and such beside them. An adapter is
+        # of float32, whatever its base is.
         tensors = checkpoint.tensors
+        tensors = tensors.base if isinstance(tensors, AdapterTensors) else tensors
         names = {model.hf_name(name) for name, _ in model.named_parameters()}
         dtypes = {tensors.dtype(name) for name in names.intersection(tensors.keys())}
         mixed = torch.float32 in dtypes or not dtypes

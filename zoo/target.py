@@ -11,6 +11,7 @@ from recipes import (
     Recipe,
     default_placement,
     find_recipe,
+    is_converted,
     read_recipe,
     sliding_layers,
 )
@@ -116,6 +117,16 @@ def _check_sliding(types: tuple[str, ...], sliding: frozenset[int]) -> None:
             )
 
 
+def same_attention(
+    types: Sequence[str], eva: EvaConfig, other_types: Sequence[str], other_eva: EvaConfig
+) -> bool:
+    """Whether a trained model computes the same with both."""
+    only_before_training = ("summary_bias_init", "training_noise")
+    ones, others = eva.to_dict(), other_eva.to_dict()
+    differ = {name for name in ones if ones[name] != others[name]}.difference(only_before_training)
+    return tuple(types) == tuple(other_types) and (not is_converted(types) or not differ)
+
+
 def say_default_placement(target: Target, config: ModelConfig) -> None:
     """Warns, once, that a hybrid's exact layers were placed by a rule and not by a search."""
     if target.default_hybrid:
@@ -124,6 +135,14 @@ def say_default_placement(target: Target, config: ModelConfig) -> None:
             f"{target.label}: its exact layers have not been searched for; "
             f"using {len(exact)} evenly spaced ones, {exact}"
         )
+
+
+def say_left_out(target: Target) -> None:
+    """Warns, once, that a name's adapter was trained with another attention than is wanted."""
+    _warn_once(
+        f"{target.label}: its adapter was trained with other layers or EVA options than these and "
+        "is left out"
+    )
 
 
 def say_untrained(target: Target, layers: int) -> None:

