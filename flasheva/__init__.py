@@ -3,6 +3,7 @@
 from flasheva.api import (
     eva_attention,
     eva_attention_with_cache,
+    full_attention_packed,
     full_attention_piece,
     full_attention_step,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "chunk_summaries",
     "eva_attention",
     "eva_attention_with_cache",
+    "full_attention_packed",
     "full_attention_piece",
     "full_attention_step",
     "resolve_impl",

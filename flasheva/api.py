@@ -1,4 +1,4 @@
-"""eva_attention: one entry for every path, whole rows or onto a cache; full attention onto one.
+"""eva_attention: one entry for every path, whole rows or onto a cache; full attention likewise.
 
 Which implementation runs is decided in choice.py, once.
 
@@ -226,14 +226,44 @@ def full_attention_piece(
     )
 
 
-def _has_kernel(q: Tensor, k: Tensor, v: Tensor, impl: Impl) -> bool:
-    """Whether full attention onto a cache runs in a kernel of ours."""
+def full_attention_packed(
+    q: Tensor, k: Tensor, v: Tensor, *, seq_start: Tensor, impl: Impl = "auto"
+) -> Tensor | None:
+    """Exact attention of whole rows, each token to its own document, by a kernel.
+
+    PyTorch's own attention would need a mask of T x T for every row, and with grouped queries and
+    a mask it makes all logits.
+
+    Args:
+        q: [B, H, T, D]; k, v: [B, G, T, D].
+        seq_start: int [B, T], where each token's document begins.
+        impl: "auto" and "triton" ask for the kernel.
+
+    Returns:
+        [B, H, T, D] in the dtype of q, or of autocast; None if no kernel can run.
+
+    Raises:
+        ValueError: `impl` is "triton" and the kernel cannot run; the message says why.
+    """
+    if _in_autocast(q):
+        q, k, v = _autocast(q, k, v)
+        with torch.autocast(q.device.type, enabled=False):
+            return full_attention_packed(q, k, v, seq_start=seq_start, impl=impl)
+    if not _has_kernel(q, k, v, impl, cached=False):
+        return None
+    from flasheva.triton.ops import triton_attention
+
+    return triton_attention(_EVERYTHING, q, k, v, None, None, seq_start, None)
+
+
+def _has_kernel(q: Tensor, k: Tensor, v: Tensor, impl: Impl, *, cached: bool = True) -> bool:
+    """Whether full attention runs in a kernel of ours."""
     if impl not in ("auto", "triton") or _in_autocast(q):
         return False
     if impl == "auto" and q.device.type != "cuda":
         return False
     needs_grad = _needs_grad(q, k, v)
-    why = why_not_triton(q, _EVERYTHING, needs_grad=needs_grad, cached=True)
+    why = why_not_triton(q, _EVERYTHING, needs_grad=needs_grad, cached=cached)
     if why is not None and impl == "triton":
         raise ValueError(f"impl='triton' {why}")
     return why is None

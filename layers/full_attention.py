@@ -1,10 +1,10 @@
-"""Exact causal attention over everything: PyTorch's SDPA, and our kernels onto a cache."""
+"""Exact causal attention over everything: PyTorch's SDPA, our kernels where rows are not plain."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from flasheva import Impl, full_attention_piece, full_attention_step
+from flasheva import Impl, full_attention_packed, full_attention_piece, full_attention_step
 from layers.cache import KVCache, LayerCache
 from layers.context import Context
 
@@ -14,7 +14,8 @@ class FullAttention(nn.Module):
 
     Args:
         num_key_value_heads, head_dim: G, D.
-        impl: "auto" and "triton" take the kernels onto a cache where they can run.
+        impl: "auto" and "triton" take the kernels for packed rows and onto a cache where they
+            can run.
     """
 
     def __init__(self, num_key_value_heads: int, head_dim: int, impl: Impl = "auto") -> None:
@@ -53,6 +54,9 @@ class FullAttention(nn.Module):
         if cache is None:
             if context.seq_start is None:
                 return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+            packed = full_attention_packed(q, k, v, seq_start=context.seq_start, impl=self.impl)
+            if packed is not None:
+                return packed
             key = torch.arange(k.shape[2], device=q.device)
             query = key[:, None]
             mask = (key <= query) & (key >= context.seq_start[:, :, None])

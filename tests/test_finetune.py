@@ -193,14 +193,27 @@ def test_a_run_goes_on_with_another_number_of_processes(folder):
 
 def test_adapters_train_and_are_merged(folder):
     lora = 'lora = { rank = 2, alpha = 4.0, targets = ["*.q_proj", "*.down_proj"] }\n'
-    write_recipe(folder, DISTILL.replace('train = ["*"]', 'train = ["*.attend.*"]') + lora)
+    stage = DISTILL.replace("steps = 8", "steps = 40").replace("lr = 3e-3", "lr = 1e-2")
+    write_recipe(folder, stage.replace('train = ["*"]', 'train = ["*.attend.*"]') + lora)
     assert run(folder, "run") == 0
     found = [row["loss"] for row in rows(folder, "run", "distill")]
-    assert found[-1] < found[0]
+    assert sum(found[-10:]) < 0.9 * sum(found[:10])
     base, now = load_file(folder / "base" / "model.safetensors"), weights(folder, "run", "distill")
     changed = {name for name in base if not torch.equal(base[name], now[name])}
     assert changed
     assert all(name.endswith(("q_proj.weight", "down_proj.weight")) for name in changed)
+    small = folder / "run" / "distill-adapter"
+    size = sum(file.stat().st_size for file in small.glob("*.safetensors"))
+    assert size < 0.3 * (folder / "run" / "distill" / "model.safetensors").stat().st_size
+    whole, over_base = zoo.load(folder / "run" / "distill"), zoo.load(small)
+    for name, parameter in whole.named_parameters():
+        assert torch.equal(parameter, over_base.get_parameter(name)), name
+
+
+def test_a_stage_that_trains_matrices_makes_no_adapter(folder):
+    write_recipe(folder, ALIGN)
+    assert run(folder, "run") == 0
+    assert not (folder / "run" / "align-adapter").exists()
 
 
 def test_a_bfloat16_stage_keeps_float32_weights(folder):

@@ -10,7 +10,14 @@ from functools import partial
 import pytest
 import torch
 
-from flasheva import AffineMap, AffineMaps, EvaConfig, eva_attention, full_attention_piece
+from flasheva import (
+    AffineMap,
+    AffineMaps,
+    EvaConfig,
+    eva_attention,
+    full_attention_packed,
+    full_attention_piece,
+)
 from flasheva.triton import call, forward, ops
 from flasheva.triton.tiles import Tile
 from flasheva.visibility import Positions, visible
@@ -62,6 +69,53 @@ def test_forward_and_gradients(window, S, G, D, T, packed, summary_map, P, big_t
     )
     exact = make(config, B=1 if packed else 2, G=G, D=D, T=T, packed=packed, seed=T)
     assert_all_as_good_as_eager(config, exact, torch.float32, "cpu", "triton", **ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "D", "T"),
+    [
+        pytest.param(torch.float32, 16, 150, marks=interpreted),
+        pytest.param(torch.float32, 80, 70, marks=interpreted),
+        pytest.param(torch.float32, 64, 2048, marks=pytest.mark.gpu),
+        pytest.param(torch.bfloat16, 64, 2048, marks=pytest.mark.gpu),
+    ],
+)
+def test_full_attention_of_packed_rows(dtype, D, T, request):
+    """Documents that begin anywhere, some of one or two tokens, one of a whole row."""
+    device = "cuda" if request.node.get_closest_marker("gpu") else "cpu"
+    rng = torch.Generator().manual_seed(T)
+    starts = torch.tensor([max(s for s in (0, 1, 3, 34, 36, 61) if s <= i) for i in range(T)])
+    seq_start = torch.stack([starts, torch.zeros_like(starts)]).int()
+    exact = [torch.randn(2, h, T, D, generator=rng, dtype=torch.float64) for h in (4, 2, 2, 4)]
+    key = torch.arange(T)
+    mask = (key <= key[:, None]) & (key >= seq_start[:, :, None])
+
+    def sdpa(q, k, v):
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask[:, None].to(q.device), enable_gqa=True
+        )
+
+    def packed(q, k, v):
+        out = full_attention_packed(q, k, v, seq_start=seq_start.to(device), impl="triton")
+        assert out is not None
+        return out
+
+    def run(attend, kind, where):
+        *inputs, do = (x.to(where, kind) for x in exact)
+        inputs = [x.requires_grad_() for x in inputs]
+        out = attend(*inputs)
+        return [out.detach(), *torch.autograd.grad(out, inputs, do)]
+
+    reference = run(sdpa, torch.float64, "cpu")
+    found, eager_run = run(packed, dtype, device), run(sdpa, dtype, device)
+    for name, *values in zip(("o", "dq", "dk", "dv"), found, eager_run, reference, strict=True):
+        value, at_once, wanted = (x.cpu() for x in values)
+        assert_as_good_as_eager(name, value, at_once, wanted, UNIT_ROUNDOFF[dtype])
+
+
+def test_full_attention_of_packed_rows_on_a_cpu_is_left_to_pytorch():
+    x = torch.zeros(1, 1, 8, 16)
+    assert full_attention_packed(x, x, x, seq_start=torch.zeros(1, 8).int()) is None
 
 
 @pytest.mark.parametrize("factor", [1.0, 1000.0])

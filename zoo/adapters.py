@@ -116,6 +116,7 @@ def changed_matrices(model: CausalLM, base: CausalLM) -> list[str]:
         name
         for name, tensor in model.named_parameters()
         if tensor.ndim > 1
+        and name in of_base  # not LoRA's
         and not _is_eva(name)
         and not torch.equal(tensor.detach(), of_base[name].detach().to(tensor))
     ]

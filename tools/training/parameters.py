@@ -83,7 +83,7 @@ def trained_names(model: nn.Module, stage: Stage) -> list[str]:
     names = [
         name
         for name, _ in model.named_parameters()
-        if (name in wanted or _is_adapter(name)) and _is_reached(model, stage, name)
+        if (name in wanted or is_adapter(name)) and _is_reached(model, stage, name)
     ]
     for pattern, _ in stage.lr_groups:
         if not set(_matching(model, pattern)) & set(names):
@@ -167,7 +167,8 @@ def _is_reached(model: nn.Module, stage: Stage, name: str) -> bool:
     )
 
 
-def _is_adapter(name: str) -> bool:
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is one of LoRA's."""
     return name.endswith((".lora_a", ".lora_b"))
 
 

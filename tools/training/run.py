@@ -6,6 +6,7 @@
     checkpoints/STAGE/    of the stage that is running (checkpoints.py)
     bad-batch/            the batch of a step that was not taken (guard.py)
     STAGE/                what a finished stage made: a model folder that zoo.load takes
+    STAGE-adapter/        the same over its base, where no matrix but EVA's and LoRA's changed
 
 A stage begins with the folder of the one before, also where both run in one go: so a run that was
 killed between them has the same numbers.
@@ -30,17 +31,19 @@ from tools.training.checks import CheckOptions, Checks
 from tools.training.data.batches import Batches, BatchesState
 from tools.training.data.shards import Shards, open_shards
 from tools.training.data.tokenizers import fingerprint
-from tools.training.lora import merge_lora
+from tools.training.lora import lora_factors, merge_lora
 from tools.training.metrics import Metrics
 from tools.training.models import Conversion, give_tokenizer
-from tools.training.parameters import prepare
+from tools.training.parameters import is_adapter, prepare
 from tools.training.ranks import Ranks, whole_state
 from tools.training.trainer import Hooks, Loop, train_stage
 from zoo import CausalLM, Tokenizer
+from zoo.adapters import changed_matrices
 from zoo.weights.atomic import write_text
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
 _RESERVED = ("checkpoints", "tensorboard", "bad-batch")
+_ADAPTER = "-adapter"
 _PREFETCH = 2
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -95,8 +98,10 @@ def run_stages(conversion: Conversion, options: RunOptions, ranks: Ranks, screen
     """
     stages = conversion.recipe.stages
     for stage in stages:
-        if stage.name in _RESERVED:
-            raise ValueError(f"a stage cannot be called {stage.name!r}, a folder of every run")
+        if stage.name in _RESERVED or stage.name.endswith(_ADAPTER):
+            raise ValueError(
+                f"a stage cannot be called {stage.name!r}, as other folders of a run are"
+            )
     shards = open_shards(options.tokens)
     deals = [
         _batches(shards, conversion, stage, index, options, ranks)
@@ -184,9 +189,37 @@ def _export(
             student.load_state_dict(state, strict=False)
             student.tokenizer = tokenizer
     if ranks.first:
+        if conversion.weights == "auto" and not _trained_matrices(student):
+            _export_adapter(conversion, student, folder.with_name(f"{folder.name}{_ADAPTER}"))
         merge_lora(student)
         zoo.save(student, folder)
     ranks.wait()
+
+
+def _trained_matrices(student: CausalLM) -> list[str]:
+    """Those that an adapter would have to approximate: all but EVA's and LoRA's."""
+    return [
+        name
+        for name, parameter in student.named_parameters()
+        if parameter.requires_grad
+        and parameter.ndim > 1
+        and ".attend." not in name
+        and not is_adapter(name)
+    ]
+
+
+def _export_adapter(conversion: Conversion, student: CausalLM, folder: Path) -> None:
+    """Writes what differs from the base, unless a stage before has changed matrices."""
+    base = zoo.load(conversion.base, device="cpu", dtype=torch.float32, weights="published")
+    student_on_cpu = student.cpu()
+    if not changed_matrices(student_on_cpu, base):
+        zoo.save_adapter(
+            student_on_cpu,
+            folder,
+            base=base,
+            base_name=conversion.base,
+            factors=lora_factors(student_on_cpu),
+        )
 
 
 def _batches(
