@@ -2,6 +2,7 @@
 
 import collections
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import zoo
 from tests.command_line import TEMPLATE, assert_mistake, run
 from tests.tiny import hf_config, make_model, make_tokenizer
 from tools.corpus import sampling, words
-from tools.corpus.examples import EXAMPLES
+from tools.corpus.examples import EXAMPLES, speaks_of_example
 from tools.corpus.filters import REASONS, Filters, repeated_part, sentences, tidy
 from tools.corpus.prompts import draw_prompt
+from tools.corpus.recall.facts import PEOPLE
 from tools.corpus.sampling import SamplingPlan, batch_seed, sample
 from tools.corpus.store import CorpusFile, Counts, open_new
 from tools.training.data.readers import read_documents
@@ -56,6 +58,24 @@ def test_examples_pass_the_filters() -> None:
     for example in (x for examples in EXAMPLES.values() for x in examples):
         assert tidy(example.text) == example.text
         assert filters.reject(example.text) is None
+
+
+def test_nobody_of_an_example_is_asked_for_or_kept(
+    model: zoo.CausalLM, author: "Author", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {*words.NAMES, *PEOPLE}
+    told = " ".join(x.text for form in ("story", "dialogue") for x in EXAMPLES[form])
+    assert speaks_of_example(told)
+    assert not speaks_of_example(" ".join(names))
+    # Words that begin with a capital letter inside a sentence are names.
+    inside = set(re.findall(r"(?<=[a-z,] )([A-Z][a-z]+)", told)) - {"Sunday"}
+    assert inside
+    assert all(map(speaks_of_example, inside - {"I"}))
+    monkeypatch.setattr(author, "text", lambda seed, row: f", said Ida. {GOOD}")
+    with pytest.raises(KeyboardInterrupt):
+        sample(model, "toy", tmp_path / "c.jsonl", PLAN, tokens=1)
+    run_file = json.loads((tmp_path / "c.jsonl.run").read_text())
+    assert run_file["counts"]["dropped"] == {"example": 3 * 20, "short": 20}
 
 
 def test_nothing_is_listed_twice() -> None:

@@ -34,7 +34,7 @@ def sample_corpus(
     seed: Annotated[int, typer.Option(help="Of prompts and random numbers.")] = 0,
     batch_size: BatchSize = 64,
     max_new_tokens: Annotated[int, option(_PANEL, "At most so many per text.")] = 320,
-    temperature: Annotated[float, option(_PANEL, "0 takes the most likely token.")] = 0.8,
+    temperature: Annotated[float, option(_PANEL, "0 takes the most likely token.")] = 0.7,
     top_k: Annotated[int | None, option(_PANEL, "Draw from the k most likely tokens.")] = None,
     top_p: Annotated[
         float,
@@ -46,7 +46,7 @@ def sample_corpus(
     ] = None,
     repetition_penalty: Annotated[
         float, option(_PANEL, "Above 1, tokens that were there already lose.")
-    ] = 1.0,
+    ] = 1.05,
     cache_dtype: Annotated[
         str | None,
         option(_PANEL, "float8_e4m3fn stores keys and values in a byte.", default="the weights'"),

@@ -1,9 +1,10 @@
 """Examples: texts that we have written, of which a prompt shows one before it asks for another.
 
 Asked for simple words alone, SmolLM2-135M-Instruct repeats itself; shown a simple text, it writes
-more like it. No text that copies one of these is kept.
+more like it. No text that copies one of these, or speaks of somebody in them, is kept.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,6 +14,15 @@ class Example(NamedTuple):
 
     request: str
     text: str
+
+
+# Who is in the examples. The model mixes them into its own texts, and prompts name nobody so.
+_PEOPLE = re.compile(r"\b(?:Bruno|Karl|Berg|Ida|Paul|Eva|Bob)\b")
+
+
+def speaks_of_example(text: str) -> bool:
+    """Whether somebody of the examples is in a text."""
+    return _PEOPLE.search(text) is not None
 
 
 def _text(text: str) -> str:

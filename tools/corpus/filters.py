@@ -18,6 +18,7 @@ _FIRST_WORDS = 14
 _LONG_WORD, _LONG_WORDS = 10, 0.05  # letters, and the share of words that have so many
 
 REASONS = {
+    "example": "speaks of somebody in the example that the prompt showed",
     "short": f"fewer than {MIN_WORDS} words in full sentences",
     "not_ascii": "a letter that is not ASCII",
     "markup": "lists, titles, code, links",

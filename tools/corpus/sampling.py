@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import zoo
-from tools.corpus.examples import EXAMPLES
+from tools.corpus.examples import EXAMPLES, speaks_of_example
 from tools.corpus.filters import Filters, tidy
 from tools.corpus.prompts import CorpusPrompt, draw_prompt
 from tools.corpus.store import CorpusFile, Counts
@@ -155,7 +155,7 @@ def _one_batch(
     documents: list[dict[str, object]] = []
     for index, prompt, row in zip(range(first, first + len(rows)), prompts, rows, strict=True):
         text = tidy(prompt.opening + row.text)
-        reason = filters.reject(text)
+        reason = "example" if speaks_of_example(text) else filters.reject(text)
         if reason is not None:
             dropped[reason] = dropped.get(reason, 0) + 1
             continue

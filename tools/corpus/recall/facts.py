@@ -14,7 +14,7 @@ from tools.corpus.words import entries
 # None of them is in the stories that prompts.py asks for.
 PEOPLE = entries(
     """Martha | Victor | Clara | Simon | Alice | Henry | Julia | Oliver | Nancy | George | Laura
-    | Edward | Helen | Philip | Paula | Arthur | Dora | Ralph | Emily | Walter | Stella | Bruno
+    | Edward | Helen | Philip | Paula | Arthur | Dora | Ralph | Emily | Walter | Stella | Conrad
     | Irene | Kevin | Hazel | Roger | Linda | Trevor | Vera | Gordon"""
 )
 _THINGS = entries(
