@@ -253,8 +253,8 @@ class Author:
         ]
 
     def text(self, seed: int, row: int) -> str:
-        draw = sampling.draw_prompt(seed, row)  # any words that differ
-        noise = [sampling.draw_prompt(seed, 100 * row + i).request for i in range(6)]
+        draw = draw_prompt(seed, row)  # any words that differ
+        noise = [draw_prompt(seed, 100 * row + i).request for i in range(6)]
         return f" {draw.request} {' '.join(noise)} And so it was."
 
 
