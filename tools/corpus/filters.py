@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 MIN_WORDS = 40
-_REPEATED = 0.15  # of the 4-grams of a text
+_REPEATED = 0.08  # of the 4-grams of a text; the examples of examples.py have none
 _COPIED = 0.3  # of the 8-grams that are compared
 _COMPARED = 8  # one 8-gram in so many is
 _FIRST_WORDS = 14
