@@ -14,7 +14,7 @@ from tests.tiny import hf_config, make_model, make_tokenizer
 from tools.corpus import sampling, words
 from tools.corpus.examples import EXAMPLES, speaks_of_example
 from tools.corpus.filters import REASONS, Filters, repeated_part, sentences, tidy
-from tools.corpus.prompts import draw_prompt
+from tools.corpus.prompts import Draw, draw_prompt
 from tools.corpus.recall.facts import PEOPLE
 from tools.corpus.sampling import SamplingPlan, batch_seed, sample
 from tools.corpus.store import CorpusFile, Counts, open_new
@@ -72,7 +72,7 @@ def test_nobody_of_an_example_is_asked_for_or_kept(
     assert inside
     assert all(map(speaks_of_example, inside - {"I"}))
     monkeypatch.setattr(author, "text", lambda seed, row: f", said Ida. {GOOD}")
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(RuntimeError):
         sample(model, "toy", tmp_path / "c.jsonl", PLAN, tokens=1)
     run_file = json.loads((tmp_path / "c.jsonl.run").read_text())
     assert run_file["counts"]["dropped"] == {"example": 3 * 20, "short": 20}
@@ -241,7 +241,7 @@ class Author:
     ) -> list[zoo.Generation]:
         self.seeds.append(sampling.seed)
         if len(self.seeds) > 20:
-            raise KeyboardInterrupt
+            raise RuntimeError
         return [
             zoo.Generation(
                 prompt_ids=[*ids],
@@ -253,9 +253,9 @@ class Author:
         ]
 
     def text(self, seed: int, row: int) -> str:
-        draw = draw_prompt(seed, row)  # any words that differ
-        noise = [draw_prompt(seed, 100 * row + i).request for i in range(6)]
-        return f" {draw.request} {' '.join(noise)} And so it was."
+        draw = Draw("author", seed, row)
+        made = ["".join(draw.several("abcdefghijkl", 4)) for _ in range(80)]
+        return f" {' '.join(made)}. And so it was."
 
 
 @pytest.fixture
