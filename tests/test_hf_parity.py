@@ -152,6 +152,7 @@ def test_old_spellings_of_config_json_are_read(pair: Pair, tmp_path: Path) -> No
 
 # As published; those of SmolLM2 follow from their config.json.
 PARAMETERS = {
+    "tiny": 6_951_168,
     "pythia-70m": 70_426_624,
     "pythia-160m": 162_322_944,
     "pythia-410m": 405_334_016,

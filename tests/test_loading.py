@@ -69,10 +69,10 @@ def edit(folders: dict[str, Path], tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def tiny_base(monkeypatch: pytest.MonkeyPatch) -> None:
+def toy_base(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registered model that is small."""
-    monkeypatch.setitem(BASES, "tiny", Base("llama", "tiny", "nobody/tiny"))
-    monkeypatch.setattr("zoo.llama.PRESETS", {"tiny": hf_config("llama")})
+    monkeypatch.setitem(BASES, "toy", Base("llama", "toy", "nobody/toy"))
+    monkeypatch.setattr("zoo.llama.PRESETS", {"toy": hf_config("llama")})
 
 
 def refused(name: str | Path, *messages: str, **options: object) -> None:
@@ -157,13 +157,14 @@ def test_a_name_decides_the_type_of_each_layer(name: str, monkeypatch: pytest.Mo
     assert config.layer_types.count(EVA) + len(exact) == depth
     if name == base:
         assert len(exact) == depth
-    elif name == f"{base}-eva":
-        assert not exact
-        assert config.eva == EvaConfig()
     elif (recipe := find_recipe(name)) is not None:
         assert recipe.base == base
         assert config.layer_types == recipe.layer_types(config.num_hidden_layers, sliding)
         assert config.eva == EvaConfig.from_dict(recipe.eva)
+        assert bool(exact) == name.endswith("-hybrid")
+    elif name == f"{base}-eva":
+        assert not exact
+        assert config.eva == EvaConfig()
     else:
         assert len(exact) == max(1, round(depth / 6))
 
@@ -192,14 +193,14 @@ def test_random_weights_need_no_files(name: str) -> None:
             assert torch.equal(eva.get_parameter("q_map.bias"), torch.zeros(64))
 
 
-@pytest.mark.usefixtures("tiny_base")
+@pytest.mark.usefixtures("toy_base")
 @pytest.mark.parametrize("summary_map", ["linear", "layernorm", "pooled"])
 def test_random_weights_come_from_the_state_of_torch(summary_map: SummaryMap) -> None:
     eva = EvaConfig(summary_map=summary_map)
     torch.manual_seed(3)
-    first, second = (zoo.load("tiny-eva", weights="random", eva=eva) for _ in range(2))
+    first, second = (zoo.load("toy-eva", weights="random", eva=eva) for _ in range(2))
     torch.manual_seed(3)
-    assert_same(zoo.load("tiny-eva", weights="random", eva=eva), first)
+    assert_same(zoo.load("toy-eva", weights="random", eva=eva), first)
     assert not torch.equal(first.lm_head.weight, second.lm_head.weight)
 
 
@@ -400,12 +401,12 @@ def test_a_conversion_says_once_that_it_is_untrained(
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
 
 
-@pytest.mark.usefixtures("tiny_base")
+@pytest.mark.usefixtures("toy_base")
 def test_a_name_without_a_searched_placement_says_so_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     for _ in range(2):
-        model = zoo.load("tiny-eva-hybrid", weights="random")
+        model = zoo.load("toy-eva-hybrid", weights="random")
     exact = [i for i, kind in enumerate(model.config.layer_types) if kind == FULL]
     [said] = [r.getMessage() for r in caplog.records if "searched" in r.getMessage()]
     assert f"using {len(exact)} evenly spaced ones, {exact}" in said
@@ -583,13 +584,13 @@ def test_devices_that_are_not_there_are_refused(folders: dict[str, Path]) -> Non
 # Other arguments
 
 
-@pytest.mark.usefixtures("tiny_base")
+@pytest.mark.usefixtures("toy_base")
 def test_weights_may_be_given_for_a_name(folders: dict[str, Path]) -> None:
-    model = zoo.load("tiny-eva", weights=folders["llama"])
+    model = zoo.load("toy-eva", weights=folders["llama"])
     assert model.config.layer_types == (EVA,) * 3
     assert model.weights_source == f"folder {folders['llama']}"
     assert torch.equal(model.embed_tokens.weight, zoo.load(folders["llama"]).embed_tokens.weight)
-    trained = zoo.load("tiny-eva", weights=str(folders["llama-mixed"]))
+    trained = zoo.load("toy-eva", weights=str(folders["llama-mixed"]))
     assert torch.equal(q_map(trained, 0), q_map(zoo.load(folders["llama-mixed"]), 0))
     assert trained.config.eva == zoo.load(folders["llama-mixed"]).config.eva
 
@@ -615,14 +616,14 @@ def test_weights_of_another_architecture_are_refused(folders: dict[str, Path]) -
     refused("pythia-70m", "pythia-70m", "no llama", weights=folders["llama"])
 
 
-@pytest.mark.usefixtures("tiny_base")
+@pytest.mark.usefixtures("toy_base")
 @pytest.mark.parametrize(
     ("size", "value"), [("hidden_size", 64), ("num_hidden_layers", 2), ("vocab_size", 600)]
 )
 def test_weights_of_another_size_are_refused(tmp_path: Path, size: str, value: int) -> None:
     model = make_model(hf_config("llama", **{size: value}))
     zoo.save(model, tmp_path / "other")
-    for name in ("tiny", "tiny-eva"):
+    for name in ("toy", "toy-eva"):
         published = hf_config("llama")[size]
         message = f"{name} has {size} {published}, but folder {tmp_path / 'other'} has {value}"
         refused(name, message, weights=tmp_path / "other")

@@ -1,8 +1,9 @@
 """The recall suite: what its prompts hold, and that it tells a reader from one who cannot read."""
 
+import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,13 @@ import torch
 
 import zoo
 from tests.tiny import make_model, make_tokenizer, mixed
+from tools.corpus.recall.facts import KINDS, PEOPLE, Fact
+from tools.corpus.recall.wordings import Split as FactSplit
+from tools.corpus.recall.wordings import word
 from tools.evaluation.batches import BatchLimits
 from tools.evaluation.generating import ModelWriter, Written, run_samples
 from tools.evaluation.recall import GENERATED, RECALL
+from tools.evaluation.recall.facts import distances
 from tools.evaluation.recall.fillers import Filler, Split, prose_fillers, repeated_fillers
 from tools.evaluation.recall.request import DEPTH_BINS, Request
 from tools.evaluation.recall.wordings import wordings
@@ -23,6 +28,7 @@ from tools.evaluation.samples import Match, Sample, grade
 CONTEXT = 2000  # tokens of nearly one byte each
 COUNTRIES = [f"{a}{b}" for a in ("Ar", "Bel", "Cor", "Dun", "Es") for b in ("via", "ton", "land")]
 TOKENIZER = make_tokenizer()
+SPLITS: tuple[FactSplit, ...] = ("train", "test")
 
 
 class Reader:
@@ -70,6 +76,9 @@ def answer_of(text: str) -> str:
         while more := re.search(rf"VAR (\w+) = VAR {names[-1]}\b", text):
             names.append(more[1])
         return ", ".join(names)
+    for pattern in told_facts(text):
+        if fact := re.search(pattern, text):
+            return fact[1]
     for question, pattern in (
         (r"\n(\w+) ->$", r"\n{} -> (\w+)\n"),
         (r"\n([A-Z]\w+ [A-Z]\w+):$", r"\n{}: (\d+-\d+)\n"),
@@ -80,6 +89,18 @@ def answer_of(text: str) -> str:
         if asked := re.search(question, text):
             return found(pattern.replace("{}", re.escape(asked[1])), text)
     raise AssertionError(text[-200:])
+
+
+def told_facts(text: str) -> Iterator[str]:
+    """How the fact that the end of a text asks for may have been told."""
+    *_, end = text.rpartition("\n\n")
+    for name, kind in KINDS.items():
+        people, whats = ([x for x in names if x in end] for names in (PEOPLE, kind.whats))
+        for who, what, split in itertools.product(people, whats, SPLITS):
+            for choices in itertools.product(range(4), range(3), range(3)):
+                worded = word(Fact(name, who, what, "VALUE"), split, choices)
+                if worded.question == end:
+                    yield re.escape(worded.told).replace("VALUE", r"(\w[\w ]*)")
 
 
 def found(pattern: str, text: str) -> str:
@@ -275,6 +296,27 @@ def test_every_wording_reads_as_a_sentence_that_the_question_begins() -> None:
     for wording in wordings("all").values():
         assert wording.needle.count("{number}") >= 1
         assert "{number}" not in wording.question
+
+
+def test_a_fact_is_told_as_far_from_its_answer_as_the_cell_says() -> None:
+    edges = distances(CONTEXT)
+    for sample in draw("facts", n=12):
+        text, value = TOKENIZER.decode(sample.prompt_ids), sample.answers[0]
+        places = [told for p in told_facts(text) for told in re.finditer(p, text)]
+        assert len({told.span() for told in places}) == 1
+        behind = tokens(text[places[0].end(1) :])
+        least = int(str(sample.cell["distance"]))
+        below = edges[edges.index(least) + 1]
+        assert places[0][1] == value
+        # A sentence and the question more, of a tokenizer of letters.
+        assert least <= behind < below + 200
+
+
+def test_a_context_without_room_for_the_least_distance_is_a_mistake() -> None:
+    assert distances(1024)[0] >= 64 + 8  # beyond the embedded model's window
+    assert distances(1024)[-1] == 896
+    with pytest.raises(ValueError, match="choose a context of at least 183 tokens, not 182"):
+        draw("facts", contexts=(182,))
 
 
 def test_a_text_of_the_user_takes_the_place_of_the_generated_one() -> None:

@@ -22,7 +22,10 @@ from tools.list import list_models
 from tools.passkey import passkey
 from tools.perplexity import perplexity
 from tools.place import place
+from tools.plant_recall import plant_recall
+from tools.sample_corpus import sample_corpus
 from tools.tokenize import tokenize
+from tools.train_tokenizer import train_tokenizer
 
 app = typer.Typer(
     add_completion=False, help="Hybrid language models with FlashEVA and full attention."
@@ -38,6 +41,9 @@ for name, command in (
     ("compare", compare),
     ("place", place),
     ("ablate", ablate),
+    ("sample-corpus", sample_corpus),
+    ("train-tokenizer", train_tokenizer),
+    ("plant-recall", plant_recall),
     ("tokenize", tokenize),
     ("finetune", finetune),
     ("export", export),

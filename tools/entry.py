@@ -34,7 +34,8 @@ def run_command(function: Callable[..., None], name: str) -> int:
     """`python -m tools.<name>`: one command with the arguments of the process; its exit status."""
     app = typer.Typer(add_completion=False)
     app.command(name)(function)
-    return run(app, sys.argv[1:], program=f"python -m tools.{name}", words=("zoo", name))
+    module = name.replace("-", "_")
+    return run(app, sys.argv[1:], program=f"python -m tools.{module}", words=("zoo", name))
 
 
 def run(

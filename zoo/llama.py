@@ -184,6 +184,19 @@ def _llama32(**fields: object) -> dict[str, object]:
 
 # What the config.json of each published model says, for use without the hub.
 PRESETS: dict[str, dict[str, object]] = {
+    # 7.0 M: 8 blocks of 737,792, and 4,096 embeddings of 256 that the head shares. The widest that
+    # leaves two adapters room in 30 MB; heads of 32, the least that every implementation takes.
+    "tiny": {
+        "vocab_size": 4096,
+        "hidden_size": 256,
+        "intermediate_size": 704,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 1024,
+        "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": True,
+    },
     "smollm2-135m": _smollm2(
         hidden_size=576,
         intermediate_size=1536,

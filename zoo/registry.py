@@ -14,15 +14,16 @@ VARIANTS: tuple[Variant, ...] = ("", "-eva", "-eva-hybrid")
 
 @dataclass(frozen=True)
 class Base:
-    """A published model.
+    """A published model, or one that comes with this package.
 
     Attributes:
         family: `model_type` of its config.json; families.py says which module defines it.
         preset: its entry in that module's `PRESETS`.
-        repo: its repository on the Hugging Face hub.
+        repo: its repository on the Hugging Face hub; of an embedded model, where it lies here.
         package: an installable package that carries its weights as GGUF, or None.
         in_parts: the file is too large for one package: `package` requires others, which hold
             the parts of it.
+        embedded: this package carries its weights, and nobody else does.
     """
 
     family: Family
@@ -30,9 +31,12 @@ class Base:
     repo: str
     package: str | None = None
     in_parts: bool = False
+    embedded: bool = False
 
 
 BASES: dict[str, Base] = {
+    # Trained from scratch: docs/embedded.md.
+    "tiny": Base("llama", "tiny", "zoo/embedded/tiny", embedded=True),
     "pythia-70m": Base("gpt_neox", "pythia-70m", "EleutherAI/pythia-70m"),
     "pythia-160m": Base("gpt_neox", "pythia-160m", "EleutherAI/pythia-160m"),
     "pythia-410m": Base("gpt_neox", "pythia-410m", "EleutherAI/pythia-410m"),

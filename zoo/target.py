@@ -47,11 +47,11 @@ def resolve(name_or_path: str | Path) -> Target:
         raise ValueError(f"the name {name!r} is empty; see `zoo list`")
     if found := split_name(name):
         base, variant = found
-        recipe = find_recipe(name) if variant == "-eva-hybrid" else None
+        recipe = find_recipe(name) if variant else None
         return Target(
             name,
             base=base,
-            all_eva=variant == "-eva",
+            all_eva=variant == "-eva" and recipe is None,
             default_hybrid=variant == "-eva-hybrid" and recipe is None,
             recipe=recipe,
         )

@@ -11,6 +11,7 @@ from zoo.weights import hub
 from zoo.weights.checkpoint import Checkpoint, read_folder
 from zoo.weights.gguf import package_gguf, read_gguf
 from zoo.weights.gguf_parts import package_parts
+from zoo.weights.weight_files import CONFIG_FILE
 
 log = logging.getLogger("zoo")
 
@@ -56,6 +57,8 @@ def open_base(base: Base, revision: str | None) -> Checkpoint:
     Raises:
         ValueError: they cannot be had; one line that says what would work.
     """
+    if base.embedded:
+        return _open_embedded(base)
     if base.package is not None and revision is None and hub.cached(base.repo, None) is None:
         packaged = _open_package(base)
         if packaged is not None:
@@ -89,6 +92,17 @@ def open_base_anywhere(base: Base, revision: str | None) -> Iterator[Checkpoint]
         except hub.HubError:
             return
         yield published
+
+
+def _open_embedded(base: Base) -> Checkpoint:
+    """The weights that come with this package."""
+    folder = Path(__file__).parents[1] / "embedded" / base.preset
+    if not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"this build of flasheva-zoo has no weights of {base.preset}; give weights='random', "
+            "or a folder that has them (docs/embedded.md says how they are made)"
+        )
+    return read_folder(folder, source=f"embedded {base.preset}")
 
 
 def _open_package(base: Base) -> Checkpoint | None:

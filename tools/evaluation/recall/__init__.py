@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from tools.evaluation.recall.facts import facts
 from tools.evaluation.recall.lists import key_values, mqar, phonebook
 from tools.evaluation.recall.needles import multikey, multivalue, needle, passkey
 from tools.evaluation.recall.published import UUID_FILE, fda, swde, uuids
@@ -22,6 +23,7 @@ class RecallTask:
         file: what it reads in the user's data folder, without the end; None: it is generated.
         contexts: the lengths that it has if the user names none; (): the model's limit.
         reports: parts of the cell; there is a score for each value that such a part takes.
+        grouped: whether a generated task is one of the group "recall".
     """
 
     draw: Callable[[Request], Iterator[Sample]]
@@ -29,6 +31,7 @@ class RecallTask:
     file: str | None = None
     contexts: tuple[int, ...] = (1024, 2048)
     reports: tuple[tuple[str, ...], ...] = (("context", "size"), ("context", "depth"))
+    grouped: bool = True
 
 
 # Up to the limit of the models that the suite was made for; longer ones take --context.
@@ -52,6 +55,13 @@ RECALL: Mapping[str, RecallTask] = {
     "mqar": RecallTask(draw=mqar, description="associative recall of word pairs (Zoology)"),
     "phonebook": RecallTask(draw=phonebook, description="a phone number by its name"),
     "kv": RecallTask(draw=key_values, description="a short value of a JSON object"),
+    "facts": RecallTask(
+        draw=facts,
+        description="a fact of a simple story, by distance (docs/embedded.md)",
+        contexts=(1024,),
+        reports=(("context",), ("context", "distance")),
+        grouped=False,
+    ),
     "kv_uuid": RecallTask(
         draw=uuids, description="a UUID of a JSON object", file=UUID_FILE, reports=_BY_DEPTH
     ),
@@ -77,4 +87,4 @@ RECALL: Mapping[str, RecallTask] = {
         reports=(("context",),),
     ),
 }
-GENERATED = tuple(name for name, task in RECALL.items() if task.file is None)
+GENERATED = tuple(name for name, task in RECALL.items() if task.file is None and task.grouped)

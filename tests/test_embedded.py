@@ -1,0 +1,87 @@
+"""The embedded model's names, sizes and recipes. (Its weights are trained later.)"""
+
+import dataclasses
+
+import pytest
+import torch
+
+import zoo
+from flasheva import EvaConfig
+from recipes import Recipe, find_recipe
+from tools.training.parameters import trained_names
+from zoo.registry import BASES
+
+NAMES = ("tiny", "tiny-eva", "tiny-eva-hybrid")
+FULL, EVA = "full_attention", "eva_attention"
+
+
+def recipe(name: str) -> Recipe:
+    found = find_recipe(name)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_loads_with_random_weights(name: str) -> None:
+    model = zoo.load(name, weights="random")
+    ids = torch.arange(200)[None] % 4096
+    assert model(ids).shape == (1, 200, 4096)
+    assert model(ids).isfinite().all()
+    config = zoo.describe(name)
+    assert model.config == config
+    assert config.max_position_embeddings == 1024
+
+
+def test_the_window_is_far_shorter_than_the_context() -> None:
+    for name in NAMES[1:]:
+        eva = zoo.describe(name).eva
+        assert eva == dataclasses.replace(EvaConfig(), window_size=64, chunk_size=8, sink_size=8)
+    assert set(zoo.describe("tiny").layer_types) == {FULL}
+    assert set(zoo.describe("tiny-eva").layer_types) == {EVA}
+    hybrid = zoo.describe("tiny-eva-hybrid").layer_types
+    assert [i for i, kind in enumerate(hybrid) if kind == FULL] == [2, 6]
+
+
+def test_the_model_and_two_adapters_fit_into_30_megabytes() -> None:
+    size = sum(p.numel() for p in zoo.load("tiny", weights="random").parameters())
+    hybrid = zoo.load("tiny-eva", weights="random")
+    names = trained_names(hybrid, recipe("tiny-eva").stages[-1])
+    adapter = sum(hybrid.get_parameter(name).numel() for name in names)
+    assert size == 6_951_168
+    assert 2 * (size + 2 * adapter) < 25_000_000  # bytes, of bfloat16
+
+
+def test_pretraining_trains_everything_with_full_attention_and_no_teacher() -> None:
+    found = recipe("tiny-pretrain")
+    assert set(found.layer_types(8)) == {FULL}
+    (stage,) = found.stages
+    assert not stage.needs_teacher
+    assert stage.loss == (("cross_entropy", 1.0),)
+    model = zoo.load("tiny", weights="random")
+    assert {*trained_names(model, stage)} == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_conversion_distils_logits_into_attention_only(name: str) -> None:
+    found = recipe(name)
+    assert found.base == "tiny"
+    assert [stage.loss for stage in found.stages] == [
+        (("attention_mse", 1.0),),
+        (("logit_kl", 1.0),),
+    ]
+    model = zoo.load(name, weights="random")
+    for stage in found.stages:
+        assert stage.context == model.config.max_position_embeddings
+        names = {*trained_names(model, stage)}
+        assert names == {n for n, _ in model.named_parameters() if ".attention." in n}
+
+
+def test_no_repository_is_asked_for_weights_that_only_this_package_has() -> None:
+    assert BASES["tiny"].embedded
+    assert [name for name, base in BASES.items() if base.embedded] == ["tiny"]
+
+
+def test_a_build_without_weights_says_so_in_one_line() -> None:
+    wanted = r"^this build of flasheva-zoo has no weights of tiny; [^\n]+$"
+    with pytest.raises(ValueError, match=wanted):
+        zoo.load("tiny")
