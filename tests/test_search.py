@@ -16,6 +16,7 @@ from recipes.placement import (
     LayerSet,
     drop_one,
     greedy,
+    most_missed,
     one_by_one,
     ratio_of_drops,
     restore_one,
@@ -120,6 +121,13 @@ def test_of_equal_scores_the_first_layer_wins() -> None:
 
 def test_dropping_one_layer_scores_all_the_others() -> None:
     assert drop_one(one_by_one(lambda layers: sum(layers)), (1, 2, 4)) == {1: 6, 2: 5, 4: 3}
+
+
+def test_the_most_missed_layer_is_the_first() -> None:
+    values = {1: 2.0, 2: -1.0, 4: 5.0}
+    ranking = most_missed(one_by_one(lambda layers: sum(values[x] for x in layers)), (1, 2, 4))
+    assert [layer for layer, _ in ranking] == [4, 1, 2]
+    assert top(ranking, 2) == Found(layers=(1, 4), order=(4, 1), score=None)
 
 
 def test_the_ratio_of_drops_is_that_of_its_formula() -> None:

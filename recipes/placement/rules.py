@@ -26,6 +26,7 @@ SEARCHED = (
     "restore_retrieval",
     "restore_perplexity",
     "restore_kl",
+    "drop_retrieval",
     "halo",
     "gates_retrieval",
     "gates_kl",

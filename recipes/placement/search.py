@@ -54,8 +54,18 @@ def drop_one(scores: Scores, candidates: Sequence[int]) -> dict[int, float]:
     return dict(zip(candidates, found, strict=True))
 
 
+def most_missed(scores: Scores, candidates: Sequence[int]) -> Ranking:
+    """Ranks layers by how much worse the score is without each; the most missed one first.
+
+    With the log-likelihood of answers as the score, this is the NLL-guided selection of arXiv
+    2606.27791. Values are scores with their sign changed.
+    """
+    without = drop_one(scores, candidates)
+    return _ranked(list(without), [-score for score in without.values()])
+
+
 def ratio_of_drops(
-    recall: dict[int, float], commonsense: dict[int, float], epsilon: float = 1e-6
+    recall: dict[int, float], commonsense: dict[int, float], epsilon: float = 1e-10
 ) -> Ranking:
     """Ranks layers as HALO (arXiv 2601.22156) does, best first.
 
@@ -67,7 +77,8 @@ def ratio_of_drops(
 
     Returns:
         Layers with (max R - R_l) / (max C - C_l + epsilon): what recall loses over what common
-        sense loses, each against the layer that loses least.
+        sense loses, each against the layer that loses least. (The authors cut ratios of
+        accuracies off at 50, which changes no order but among those above.)
     """
     least_recall, least_sense = max(recall.values()), max(commonsense.values())
     ratios = [
@@ -78,10 +89,9 @@ def ratio_of_drops(
 
 
 def top(ranking: Ranking, count: int) -> Found:
-    """The first `count` layers of a ranking."""
+    """The first `count` layers of a ranking, which were not scored together."""
     order = tuple(layer for layer, _ in ranking[:count])
-    score = ranking[0][1] if count == 1 else None
-    return Found(layers=tuple(sorted(order)), order=order, score=score)
+    return Found(layers=tuple(sorted(order)), order=order, score=None)
 
 
 def greedy(

@@ -11,6 +11,7 @@ from recipes.placement import (
     Scores,
     drop_one,
     greedy,
+    most_missed,
     ratio_of_drops,
     restore_one,
     top,
@@ -102,6 +103,9 @@ class Searcher:
         elif way == "restore":
             with self._counting(rule, objective, most) as scores:
                 found = top(restore_one(scores, layers), count)
+        elif way == "drop":
+            with self._counting(rule, objective, most) as scores:
+                found = top(most_missed(scores, layers), count)
         elif way == "gates":
             found = top(by_gate(layers, self._gates(rule, objective, count).gates), count)
         else:
