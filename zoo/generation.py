@@ -4,19 +4,17 @@ Prompts are aligned left and read in pieces of bounded size; each row then grows
 step until it ends, and a row gives the same text alone and in any batch.
 """
 
-import operator
-import reprlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, SupportsIndex, cast
+from typing import NamedTuple, SupportsIndex
 
 import torch
-from torch import Tensor
 
 from zoo.answers import answer_log_likelihoods, answer_room
 from zoo.causal_lm import CausalLM
 from zoo.decoding import Decoder
 from zoo.prefill import compiled_next_logits, next_logits, piece_size, prefill
+from zoo.prompts import check_tokens, plain, prompt_list, shown
 from zoo.sampling import Sampling
 from zoo.speculative import NONE, SpeculativeDecoder
 from zoo.text.stopping import TextUntilStop
@@ -95,7 +93,7 @@ def generate(
     """
     if prefill_tokens is not None and prefill_tokens < 1:
         raise ValueError(f"prefill_tokens must be at least 1, not {prefill_tokens}")
-    rows = _rows(model, _one_or_more(prompts), stop, max_new_tokens, max_seq_len, follow=False)
+    rows = _rows(model, prompt_list(prompts), stop, max_new_tokens, max_seq_len, follow=False)
     _take_answers(model, rows, answers)
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
     helper = _helper(model, rows, draft, draft_tokens, compile)
@@ -120,7 +118,7 @@ def stream(
     cache_dtype: str | torch.dtype | None = None,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
-    rows = _rows(model, [_plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
+    rows = _rows(model, [plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
     helper = _helper(model, rows, draft, draft_tokens, compile)
     return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype, None)
 
@@ -163,59 +161,6 @@ class _Row:
         )
 
 
-def _one_or_more(prompts: object) -> list[object]:
-    """The prompts, of which a text or a list of single tokens is one."""
-    listed = _plain(prompts)
-    if isinstance(listed, str):
-        return [listed]
-    if not isinstance(listed, list):
-        raise ValueError(
-            "prompts must be a text, a list of token ids or a list of these, not "
-            f"{_shown(prompts)}"
-        )
-    listed = [_plain(item) for item in listed]
-    single = listed and not any(isinstance(item, str | list) for item in listed)
-    return [listed] if single else listed
-
-
-def _plain(value: object) -> object:
-    """Arrays, ranges, iterators and such as lists; anything else as it is."""
-    if isinstance(value, Tensor) or hasattr(value, "tolist"):  # also NumPy's, without importing it
-        return value.tolist()
-    if isinstance(value, str | bytes | Mapping | Set) or not isinstance(value, Iterable):
-        return value
-    return list(value)
-
-
-def _shown(value: object) -> str:
-    return " ".join(reprlib.repr(value).split())  # an array's has several lines
-
-
-def _tokens(values: list[object], where: str, vocab_size: int) -> list[int]:
-    # A look at each of millions of tokens takes seconds; this takes a tenth of that.
-    if values and set(map(type, values)) == {int}:
-        ids = cast("list[int]", values)
-        if min(ids) >= 0 and max(ids) < vocab_size:
-            return ids
-    return [_token(value, where, vocab_size) for value in values]
-
-
-def _token(value: object, where: str, vocab_size: int) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        token = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:  # floating-point and boolean arrays have an __index__ that raises it
-        raise ValueError(
-            f"prompt{where} has {_shown(value)} where a token id, an integer, should be"
-        ) from None
-    if not 0 <= token < vocab_size:
-        raise ValueError(
-            f"prompt{where} has token {token}, outside the vocabulary of {vocab_size}"
-        )
-    return token
-
-
 def _rows(
     model: CausalLM,
     prompts: list[object],
@@ -244,15 +189,15 @@ def _rows(
     for number, prompt in enumerate(prompts):
         where = "" if len(prompts) == 1 else f" {number}"
         if isinstance(prompt, list):
-            ids = _tokens(prompt, where, model.config.vocab_size)
+            ids = check_tokens(prompt, where, model.config.vocab_size)
         elif not isinstance(prompt, str):
             raise ValueError(
-                f"prompt{where} must be a text or a list of token ids, not {_shown(prompt)}"
+                f"prompt{where} must be a text or a list of token ids, not {shown(prompt)}"
             )
         elif tokenizer is None:
             raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
         else:
-            ids = _tokens([*tokenizer.encode(prompt)], where, model.config.vocab_size)
+            ids = check_tokens([*tokenizer.encode(prompt)], where, model.config.vocab_size)
         if not ids:
             raise ValueError(f"prompt{where} is empty; give at least one token")
         if len(ids) >= context:
@@ -279,7 +224,7 @@ def _take_answers(
         )
     context = model.config.max_position_embeddings
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        row.answer = _tokens([*answer], f" {number}'s answer", model.config.vocab_size)
+        row.answer = check_tokens([*answer], f" {number}'s answer", model.config.vocab_size)
         if not row.answer:
             raise ValueError(f"the answer of prompt {number} is empty; give at least one token")
         if len(row.prompt_ids) + len(row.answer) > context:
