@@ -311,15 +311,20 @@ def test_a_tied_model_and_its_losses_compile_whole(dtype: torch.dtype) -> None:
     assert (gradient - other).norm() <= (2**-6 if low else 1e-12) * gradient.norm()
 
 
-def test_a_graph_has_the_code_of_a_piece_once() -> None:
-    """Else compiling takes as long as there are pieces, 24 of 1,365 tokens in a usual batch."""
+def test_pieces_are_regions_of_a_graph_not_unrolled_into_it() -> None:
+    """A usual batch has 24 of them, which would be compiled one by one."""
     case = Case()
-    counts: list[int] = []
+    seen: list[tuple[int, int]] = []
 
     def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> torch.fx.GraphModule:
-        modules = [m for m in graph.modules() if isinstance(m, torch.fx.GraphModule)]
-        nodes = [str(node.target) for module in modules for node in module.graph.nodes]
-        counts.append(sum("log_softmax" in target for target in nodes))
+        (body,) = (
+            m
+            for name, m in graph.named_modules()
+            if name.startswith("fwd_body_") and "." not in name
+        )
+        assert isinstance(body, torch.fx.GraphModule)
+        targets = [str(node.target) for node in body.graph.nodes]
+        seen.append((targets.count("invoke_subgraph"), sum("softmax" in t for t in targets)))
         return graph
 
     def losses(hidden: Tensor, piece: int) -> Tensor:
@@ -330,7 +335,7 @@ def test_a_graph_has_the_code_of_a_piece_once() -> None:
     for piece in (7, 2):
         torch._dynamo.reset()
         torch.compile(losses, fullgraph=True, backend=backend)(case.hidden, piece)
-    assert counts == [1, 1]
+    assert seen == [(2, 0), (7, 0)]
 
 
 @pytest.mark.parametrize(
@@ -522,6 +527,18 @@ def test_hooks_leave_the_teacher() -> None:
     with Alignment(student, teacher):
         assert any(module._forward_hooks for module in teacher.modules())
     assert not any(module._forward_hooks for module in teacher.modules())
+
+
+def test_a_teacher_that_is_asked_for_its_logits_leaves_nothing_behind() -> None:
+    student, teacher = pair("llama", NARROW)
+    ids = some_ids()
+    with Alignment(student, teacher) as alignment, torch.no_grad():
+        before = alignment.loss(ids).total
+        with AliveBytes() as alive:
+            teacher(ids)
+        assert alive.now == 0
+        next(alignment.layer_errors(ids))  # and no more of them
+        assert alignment.loss(ids).total == before
 
 
 def test_another_model_is_no_teacher() -> None:

@@ -181,18 +181,19 @@ class _HeadLosses(torch.autograd.Function):
             for first in range(0, len(hidden), settings.piece):
                 part = slice(first, first + settings.piece)
                 t = None if teacher_hidden is None else teacher_hidden[part]
-                losses, *gradients = _piece(
+                losses, *rest = _piece(
                     *(hidden[part], w, b, labels[part], t, teacher_weight, teacher_bias),
                     settings,
                     (needs_hidden, needs_weight, needs_bias),
                 )
                 sums += losses
+                gradients = iter(rest)
                 if d_hidden is not None:
-                    d_hidden[part] = gradients.pop(0)
+                    d_hidden[part] = next(gradients)
                 if d_weight is not None:
-                    d_weight += gradients.pop(0)
+                    d_weight += next(gradients)
                 if d_bias is not None:
-                    d_bias += gradients.pop(0)
+                    d_bias += next(gradients)
         if d_weight is not None:
             d_weight = d_weight.to(weight.dtype)
         if d_bias is not None and bias is not None:
