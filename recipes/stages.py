@@ -40,6 +40,7 @@ Schedule = Literal["cosine", "constant"]
 StageDtype = Literal["float32", "bfloat16"]
 LOSSES: tuple[str, ...] = get_args(LossName)
 
+MAX_SEED = 2**32 - 1  # what numpy takes for the order of the data
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")  # it names a folder
 
 
@@ -162,7 +163,9 @@ class Stage:
             yield f"lr_floor must be between 0 and 1, not {self.lr_floor}"
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             yield f"betas must be two numbers from 0 to below 1, not {list(self.betas)}"
-        for key in ("weight_decay", "clip", "seed"):
+        if not 0 <= self.seed <= MAX_SEED:
+            yield f"seed must be between 0 and {MAX_SEED}, not {self.seed}"
+        for key in ("weight_decay", "clip"):
             if not 0 <= getattr(self, key) < math.inf:
                 yield f"{key} must not be negative, but is {getattr(self, key)}"
         if not 0 < self.temperature < math.inf:

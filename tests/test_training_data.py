@@ -1,9 +1,11 @@
 """Training data: sources, shards that survive a kill, packing, and batches in a pure order."""
 
+import errno
 import gzip
 import json
 import lzma
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -181,7 +183,7 @@ def test_numbered_files_are_one_source() -> None:
         "docs2": ["docs2.txt"],
     }
     assert [*name_sources(["hf:o/n.x:train[:5]"])] == ["n_x-train_5_"]
-    for wrong, what in ([], "no source"), (["a.txt", "b=a.txt"], "twice"), ([".x"], "NAME="):
+    for wrong, what in ([], "no source"), (["a.txt", "b=./a.txt"], "twice"), ([".x"], "NAME="):
         with pytest.raises(ValueError, match=what):
             name_sources(wrong)
 
@@ -305,13 +307,41 @@ def test_a_damaged_folder_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> No
     tokenize([source], tokenizer, out, jobs=1)
     file = out / "a-0000-00000.tokens"
     file.write_bytes(file.read_bytes()[:-2])
-    with pytest.raises(ValueError, match=r"a-0000-00000.tokens is damaged"):
+    with pytest.raises(ValueError, match=r"a-0000-00000.tokens is damaged.*remove the folder"):
         open_shards(out)
+    file.unlink()
+    with pytest.raises(ValueError, match=r"^[^\n]*a-0000-00000.tokens is missing; remove"):
+        open_shards(out)
+    (out / "a.starts.npy").write_bytes(b"")
+    for _ in range(2):  # empty, and not there
+        with pytest.raises(ValueError, match=r"^[^\n]*a.starts.npy is missing or damaged; remove"):
+            open_shards(out)
+        (out / "a.starts.npy").unlink(missing_ok=True)
     (out / "manifest.json").write_text('{"schema": 1}')
     with pytest.raises(ValueError, match=r"has no complete, dtype"):
         open_shards(out)
     with pytest.raises(ValueError, match=r"has no manifest.json"):
         open_shards(tmp_path)
+
+
+def test_what_ends_a_write_is_named_and_the_same_call_goes_on(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """A limit of the size of files stands for a full disk."""
+    source = write_json_lines(tmp_path / "a.jsonl", make_texts(40))
+    out = tmp_path / "out"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            tokenize([source], tokenizer, out, jobs=1, shard_characters=2 * SHARD)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.errno == errno.EFBIG
+    assert not [*out.glob(".*.new")]
+    tokenize([source], tokenizer, out, jobs=1, shard_characters=2 * SHARD)
+    tokenize([source], tokenizer, tmp_path / "whole", jobs=1, shard_characters=2 * SHARD)
+    assert contents(out) == contents(tmp_path / "whole")
 
 
 def test_documents_begin_and_end_as_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -470,6 +500,11 @@ def test_a_run_goes_on_with_the_very_next_batch(
 def test_a_run_does_not_go_on_with_something_else(shards: Shards) -> None:
     state = make_batches(shards).state_dict()
     make_batches(shards, rank=1, ranks=2, prefetch=1).load_state_dict(state)
+    even = {"books": 1, "docs": 1}
+    state_of_even = make_batches(shards, weights=even).state_dict()
+    make_batches(shards, weights={"docs": 2.0, "books": 2.0}).load_state_dict(state_of_even)
+    with pytest.raises(ValueError, match="the run to go on with had other"):
+        make_batches(shards, weights=WEIGHTS).load_state_dict(state_of_even)
     for other in ({"seed": 6}, {"batch_size": 12}, {"row_size": 64}, {"weights": WEIGHTS}):
         with pytest.raises(ValueError, match="the run to go on with had other"):
             make_batches(shards, **other).load_state_dict(state)

@@ -63,10 +63,9 @@ class Alignment:
                 raise ValueError(f"the student has {size} {ours}, but its teacher has {theirs}")
         self.student, self.teacher = student, teacher
         self.layers = aligned_layers(student, teacher)
-        self._outputs: dict[int, Tensor] = {}
+        self._keep = _Keep()
         self._hooks = [
-            _attention(teacher, layer).register_forward_hook(self._keep(layer))
-            for layer in self.layers
+            _attention(teacher, layer).register_forward_hook(self._keep) for layer in self.layers
         ]
 
     def loss(
@@ -102,10 +101,12 @@ class Alignment:
             student_ropes = self.student.rotary(context, dtype)
         for layer in range(self.layers[-1] + 1):  # what follows the last one changes nothing
             with torch.no_grad():
-                before, x = x, self.teacher.layers[layer](x, ropes[layer], context)
-            if layer not in self._outputs:
+                before = x
+                self._keep.wanted = True
+                x = self.teacher.layers[layer](before, ropes[layer], context)
+                target = self._keep.taken()
+            if target is None:
                 continue
-            target = self._outputs.pop(layer)
             output = _attend(self.student, layer, before.to(dtype), student_ropes[layer], context)
             wide = _wide(self.student)
             error = (output.to(wide) - target.to(wide)).square().mean(-1)
@@ -129,18 +130,25 @@ class Alignment:
     ) -> None:
         self.close()
 
-    def _keep(self, layer: int) -> "_Keep":
-        return _Keep(self._outputs, layer)
-
 
 class _Keep:
-    """A hook that keeps what a module returned."""
+    """A hook that keeps what a module returned, while that is wanted.
 
-    def __init__(self, outputs: dict[int, Tensor], layer: int) -> None:
-        self._outputs, self._layer = outputs, layer
+    Whoever else calls the teacher, such as for its logits, fills no memory with what nobody takes.
+    """
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._output: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: object, output: Tensor) -> None:
-        self._outputs[self._layer] = output
+        if self.wanted:
+            self._output = output
+
+    def taken(self) -> Tensor | None:
+        """What was kept, which then is wanted and kept no more."""
+        output, self._output, self.wanted = self._output, None, False
+        return output
 
 
 def aligned_layers(student: CausalLM, teacher: CausalLM) -> tuple[int, ...]:

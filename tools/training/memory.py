@@ -185,5 +185,8 @@ def _loss_bytes(model: CausalLM, stage: Stage, tokens: int) -> int:
     most = max((tensors.get(name, 0) for name in stage.weights), default=0)
     if most == 0:
         return 0
-    hidden = tokens * model.lm_head.in_features * _WIDE
-    return most * logits + hidden
+    head = model.lm_head
+    hidden = tokens * head.in_features * _WIDE if most else 0
+    # The sum over the pieces and what one adds to it; in the backward pass, the scaled sum.
+    weight = 2 * head.weight.numel() * _WIDE if head.weight.requires_grad else 0
+    return most * logits + hidden + weight

@@ -81,8 +81,9 @@ def make_plan(
         tokens_per_second: of all GPUs together, for the time.
 
     Raises:
-        ValueError: patterns that fit nothing, a loss with nothing to compare, a speed or number
-            of rows that is not positive, or rows that do not divide a batch.
+        ValueError: patterns that fit nothing, a loss with nothing to compare, a context that is
+            not whole chunks, a speed or number of rows that is not positive, or rows that do not
+            divide a batch.
     """
     if tokens_per_second is not None and not tokens_per_second > 0:
         raise ValueError(f"tokens_per_second must be positive, not {tokens_per_second}")
@@ -103,6 +104,11 @@ def make_plan(
                 raise ValueError(
                     f"stage {stage.name!r}: 'attention_mse' compares converted layers, and the "
                     "model has none"
+                )
+            if converted_layers(model) and stage.context % config.eva.chunk_size:
+                raise ValueError(
+                    f"stage {stage.name!r}: context must be a multiple of chunk_size="
+                    f"{config.eva.chunk_size}, not {stage.context}: rows are packed in chunks"
                 )
             trained = _trained(model, stage)
             numbers = sum(group.numbers for group in trained)

@@ -15,12 +15,11 @@ from typing import Self, TypedDict
 
 import torch
 
+from recipes.stages import MAX_SEED
 from tools.training.data.mixture import Mixture
 from tools.training.data.packing import Batch, Documents, empty_rows
 from tools.training.data.pools import PassSize, Pool
 from tools.training.data.shards import Shards
-
-_MAX_SEED = 2**32 - 1
 
 
 class BatchesState(TypedDict):
@@ -72,8 +71,8 @@ class Batches(Iterator[Batch]):
             raise ValueError(
                 f"batch_size must be a multiple of the {ranks} ranks, at least 1, not {batch_size}"
             )
-        if seed is not None and not 0 <= seed <= _MAX_SEED:
-            raise ValueError(f"seed must be 0 to {_MAX_SEED}, not {seed}")
+        if seed is not None and not 0 <= seed <= MAX_SEED:
+            raise ValueError(f"seed must be 0 to {MAX_SEED}, not {seed}")
         if prefetch < 0:
             raise ValueError(f"prefetch must be at least 0, not {prefetch}")
         names = [source.name for source in shards.sources]
@@ -103,7 +102,8 @@ class Batches(Iterator[Batch]):
             "chunk_size": chunk_size,
             "batch_size": batch_size,
             "seed": seed,
-            "weights": None if weights is None else dict(sorted(weights.items())),
+            # What weights come to: 1 and 1.0 are the same, and so are 1 : 1 and 2 : 2.
+            "weights": None if self._mixture is None else self._mixture.shares,
             "borders": borders,
         }
         text = json.dumps(plan, sort_keys=True)

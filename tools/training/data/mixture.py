@@ -17,6 +17,7 @@ class Mixture:
 
     Attributes:
         names: of the sources that have a weight.
+        shares: their rows of every thousand.
 
     Raises:
         ValueError: one line: other names, or weights that are no weights.
@@ -36,6 +37,7 @@ class Mixture:
             raise ValueError(f"at most {_BLOCK} sources can have weights, not {len(self.names)}")
         shares = np.array([weights[name] / total for name in self.names])
         self._sizes = _apportion(shares)
+        self.shares = dict(zip(self.names, map(int, self._sizes), strict=True))
         # Row j of n is at (j + 1/2) / n of the block.
         sources = np.repeat(np.arange(len(shares)), self._sizes)
         places = np.concatenate([(np.arange(n) + 0.5) / n for n in self._sizes])

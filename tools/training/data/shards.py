@@ -44,6 +44,7 @@ from zoo import Tokenizer
 
 # Of text in a shard: some million tokens. A kill loses less than this for every process.
 SHARD_CHARACTERS = 4_000_000
+_ADVICE = "remove the folder and tokenise once more"  # a complete one is not looked into again
 
 Lengths = npt.NDArray[np.int64]
 
@@ -165,10 +166,14 @@ class TokenSource:
 
     def __init__(self, folder: Path, entry: SourceEntry, dtype: np.dtype[np.generic]) -> None:
         self.name = entry["name"]
-        starts = np.load(_index_path(folder, self.name), mmap_mode="r")
+        index = _index_path(folder, self.name)
+        try:
+            starts = np.load(index, mmap_mode="r")
+        except (OSError, EOFError, ValueError):  # missing, empty, or no such file
+            raise ValueError(f"{index} is missing or damaged; {_ADVICE}") from None
         documents = np.cumsum([0, *(shard["documents"] for shard in entry["shards"])])
         if len(starts) != documents[-1] + 1 or starts[-1] != entry["tokens"]:
-            raise ValueError(f"{folder}: the index of {self.name} does not fit {MANIFEST_FILE}")
+            raise ValueError(f"{index} does not fit {MANIFEST_FILE}; {_ADVICE}")
         self._starts, self._first = starts, documents
         self._shards = [_map(folder, shard, dtype) for shard in entry["shards"]]
         self.lengths: Lengths = np.diff(starts)
@@ -213,9 +218,13 @@ def open_shards(folder: Path) -> Shards:
 
 def _map(folder: Path, shard: ShardEntry, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
     path = folder / f"{shard['name']}.tokens"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; {_ADVICE}")
     size, wanted = path.stat().st_size, shard["tokens"] * dtype.itemsize
     if size != wanted:
-        raise ValueError(f"{path} is damaged: it has {size:,} bytes instead of {wanted:,}")
+        raise ValueError(
+            f"{path} is damaged: it has {size:,} bytes instead of {wanted:,}; {_ADVICE}"
+        )
     if wanted == 0:  # which cannot be mapped
         return np.empty(0, dtype)
     return np.memmap(path, dtype, mode="r")

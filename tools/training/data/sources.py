@@ -42,6 +42,7 @@ def name_sources(specs: Sequence[str]) -> dict[str, list[str]]:
         ValueError: none at all, one twice, or a name that makes no file name.
     """
     found: dict[str, list[str]] = {}
+    seen: set[str] = set()
     for spec in specs:
         match = None if Path(spec).exists() else _NAMED.fullmatch(spec)
         name, source = match.groups() if match else (_usual_name(spec), spec)
@@ -49,8 +50,10 @@ def name_sources(specs: Sequence[str]) -> dict[str, list[str]]:
             raise ValueError(
                 f"{source} needs a name of letters, digits, - and _: write NAME={source}"
             )
-        if any(source in others for others in found.values()):
+        place = source if HubSource.parse(source) else str(Path(source).resolve())
+        if place in seen:
             raise ValueError(f"{source} is given twice")
+        seen.add(place)
         found.setdefault(name, []).append(source)
     if not found:
         raise ValueError("no source given; name text files, JSON lines or hf:NAME:SPLIT")

@@ -1,6 +1,7 @@
 """workers: processes that turn texts into finished files of tokens, each written in one step."""
 
 import fcntl
+import io
 import multiprocessing
 import os
 import signal
@@ -61,7 +62,7 @@ class Encoder:
                     parts.append(np.array([*ids, *self._end], self._dtype))
                     lengths.append(len(parts[-1]))
             with _replacing(job.path) as path:
-                np.concatenate(parts).tofile(path)
+                path.write_bytes(np.concatenate(parts).data)  # `tofile` hides why it failed
             save_array(lengths_path(job.path), np.array(lengths, np.int64))
         return job.read
 
@@ -173,8 +174,10 @@ def remove_leftovers(folder: Path) -> None:
 
 def save_array(path: Path, array: npt.NDArray[np.int64]) -> None:
     """A .npy file, in one step."""
-    with _replacing(path) as fresh, fresh.open("wb") as file:
-        np.save(file, array)
+    content = io.BytesIO()
+    np.save(content, array)
+    with _replacing(path) as fresh:
+        fresh.write_bytes(content.getbuffer())
 
 
 @contextmanager

@@ -1,0 +1,89 @@
+"""Losses of fine-tuning over models that FSDP2 has sharded: the weights that they read are there.
+
+One process is enough: its weights are DTensors too, and an operator refuses them beside others.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+from recipes import LossName
+from tests.tiny import hf_config, make_model, mixed
+from tools.training.alignment import Alignment
+from tools.training.losses import Teacher, head_losses
+from zoo import CausalLM
+
+BOTH: dict[LossName, float] = {"logit_kl": 0.7, "cross_entropy": 0.3}
+
+
+@pytest.fixture
+def mesh(tmp_path: Path) -> Iterator[DeviceMesh]:
+    dist.init_process_group("gloo", f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    dist.destroy_process_group()
+
+
+def pair() -> tuple[CausalLM, CausalLM]:
+    student, teacher = (
+        make_model(values, dtype=torch.float64)
+        for values in (
+            mixed("llama", tie_word_embeddings=True),
+            hf_config("llama", tie_word_embeddings=True),
+        )
+    )
+    return student, teacher.requires_grad_(False)
+
+
+class Distill(nn.Module):
+    """Both models and their losses: what `fully_shard` is to take as the root."""
+
+    def __init__(self, student: CausalLM, teacher: CausalLM) -> None:
+        super().__init__()
+        self.student, self.teacher = student, teacher
+
+    def forward(self, ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            teacher = Teacher(self.teacher.hidden_states(ids), self.teacher.lm_head)
+        hidden, labels = self.student.hidden_states(ids), ids.roll(-1, 1)
+        found = head_losses(hidden, self.student.lm_head, labels, weights=BOTH, teacher=teacher)
+        return found.objective.mean
+
+
+class Align(Distill):
+    """The same for alignment."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        with Alignment(self.student, self.teacher) as alignment:
+            return alignment.loss(ids).mean
+
+
+@pytest.mark.parametrize("kind", [Distill, Align])
+def test_a_sharded_model_has_the_gradients_of_a_whole_one(
+    kind: type[Distill], mesh: DeviceMesh
+) -> None:
+    ids = torch.randint(100, (2, 24), generator=torch.Generator().manual_seed(0))
+    plain, sharded = kind(*pair()), kind(*pair())
+    for block in sharded.student.layers:
+        if kind is Align:  # which calls these two, and not the block
+            fully_shard([block.input_layernorm, block.attention], mesh=mesh)  # type: ignore[list-item]
+        fully_shard(block, mesh=mesh)
+    for block in sharded.teacher.layers:
+        fully_shard(block, mesh=mesh)
+    fully_shard(sharded, mesh=mesh)
+    for _ in range(2):  # weights are gathered, and let go, once more
+        for module in (plain, sharded):
+            module.zero_grad()
+            module(ids).backward()
+        for (name, one), other in zip(
+            plain.student.named_parameters(), sharded.student.parameters(), strict=True
+        ):
+            assert (one.grad is None) == (other.grad is None), name
+            if one.grad is not None and other.grad is not None:
+                whole = other.grad.full_tensor()  # type: ignore[attr-defined]
+                torch.testing.assert_close(whole, one.grad, rtol=1e-12, atol=1e-14)
