@@ -119,7 +119,7 @@ def _saved(model: CausalLM, stage: Stage, tokens: int, checkpointing: bool) -> i
                 blocks.append(saved.nbytes)
                 x = following
         if only_attention:
-            return max(aligned)  # one after the other
+            return sum(aligned)
         with (saved := _Saved(model)):
             model.norm(x)
     inside = x.nbytes * len(blocks) + max(blocks) if checkpointing else sum(blocks)
@@ -186,7 +186,7 @@ def _loss_bytes(model: CausalLM, stage: Stage, tokens: int) -> int:
     if most == 0:
         return 0
     head = model.lm_head
-    hidden = tokens * head.in_features * _WIDE if most else 0
+    hidden = tokens * head.in_features * _WIDE
     # The sum over the pieces and what one adds to it; in the backward pass, the scaled sum.
     weight = 2 * head.weight.numel() * _WIDE if head.weight.requires_grad else 0
     return most * logits + hidden + weight
