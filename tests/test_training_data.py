@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from tests.command_line import ENVIRONMENT, ROOT, assert_mistake, run
 from tests.tiny import make_model, make_tokenizer, mixed
 from tools.training.data.batches import Batches
+from tools.training.data.manifest import TokenizerEntry
 from tools.training.data.mixture import Mixture
 from tools.training.data.packing import Layout, pack
 from tools.training.data.readers import HubSource, read_documents
@@ -500,12 +502,23 @@ def test_a_run_goes_on_with_the_very_next_batch(
 def test_a_run_does_not_go_on_with_something_else(shards: Shards) -> None:
     state = make_batches(shards).state_dict()
     make_batches(shards, rank=1, ranks=2, prefetch=1).load_state_dict(state)
+    tokenizer: TokenizerEntry = {**shards.manifest["tokenizer"], "fingerprint": "another"}
+    others = replace(shards, manifest={**shards.manifest, "tokenizer": tokenizer})
+    with pytest.raises(ValueError, match="the run to go on with had other"):
+        make_batches(others).load_state_dict(state)
     even = {"books": 1, "docs": 1}
     state_of_even = make_batches(shards, weights=even).state_dict()
     make_batches(shards, weights={"docs": 2.0, "books": 2.0}).load_state_dict(state_of_even)
     with pytest.raises(ValueError, match="the run to go on with had other"):
         make_batches(shards, weights=WEIGHTS).load_state_dict(state_of_even)
-    for other in ({"seed": 6}, {"batch_size": 12}, {"row_size": 64}, {"weights": WEIGHTS}):
+    for other in (
+        {"seed": 6},
+        {"batch_size": 12},
+        {"row_size": 64},
+        {"weights": WEIGHTS},
+        {"borders": False},
+        {"chunk_size": 8},
+    ):
         with pytest.raises(ValueError, match="the run to go on with had other"):
             make_batches(shards, **other).load_state_dict(state)
 
@@ -561,6 +574,16 @@ def test_rows_of_one_long_document_are_shuffled_anew_in_every_pass(
     assert n > 20
     assert not torch.equal(torch.cat(first), torch.cat(second))
     assert {str(row) for row in first} == {str(row) for row in second}
+
+
+def test_documents_are_packed_anew_in_every_pass(shards: Shards) -> None:
+    """Not only rows shuffled: other documents meet in a row, and others are cut."""
+    batches = make_batches(shards, batch_size=1)
+    n = batches.passes["all"].rows
+    first, second = (
+        {str(batches.batch(k * n + i).ids.tolist()) for i in range(n)} for k in range(2)
+    )
+    assert len(first & second) < n / 2
 
 
 def test_another_seed_is_another_order(shards: Shards) -> None:

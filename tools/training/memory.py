@@ -187,6 +187,6 @@ def _loss_bytes(model: CausalLM, stage: Stage, tokens: int) -> int:
         return 0
     head = model.lm_head
     hidden = tokens * head.in_features * _WIDE
-    # The sum over the pieces and what one adds to it; in the backward pass, the scaled sum.
-    weight = 2 * head.weight.numel() * _WIDE if head.weight.requires_grad else 0
+    # The sum over the pieces before and after one, and in bfloat16 what that one adds.
+    weight = head.weight.numel() * (2 * _WIDE + 2) if head.weight.requires_grad else 0
     return most * logits + hidden + weight
