@@ -165,9 +165,9 @@ def _callable(
             for block in objective.student.layers:
                 block.compile(fullgraph=True)
         return objective
-    if ranks.count > 1:
-        return nn.parallel.DistributedDataParallel(objective)
-    return torch.compile(objective, fullgraph=True, dynamic=False) if compile else objective
+    if compile:
+        objective.compile(fullgraph=True, dynamic=False)
+    return nn.parallel.DistributedDataParallel(objective) if ranks.count > 1 else objective
 
 
 def _gradients(
