@@ -2,6 +2,8 @@
 
 import json
 import math
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,12 +270,14 @@ def test_the_guard_knows_a_spike_from_a_large_norm():
     guard = Guard(10.0, [1.0] * 15)
     guard.check(2.0, 50.0)  # too early to say
     guard.check(2.0, 9.9)
-    with pytest.raises(Diverged, match="11 times the usual 1"):
+    with pytest.raises(Diverged, match="11, more than 10 times the usual 1"):
         guard.check(2.0, 11.0)
     for loss, norm in ((float("nan"), 1.0), (1.0, float("inf"))):
         with pytest.raises(Diverged):
             Guard(0.0).check(loss, norm)
     Guard(0.0, [1.0] * 64).check(1.0, 1e9)
+    with pytest.raises(Diverged, match="the usual 0"):  # no gradient so far
+        Guard(10.0, [0.0] * 64).check(1.0, 1.0)
 
 
 def test_checks_are_measured_and_written(folder):
@@ -298,6 +302,7 @@ def test_checks_are_measured_and_written(folder):
         (["--check-every", "2"], "--check-text, --check-hay or both"),
         (["--weights", "random"], "random"),
         (["--speed", "9"], "--speed is for --dry-run"),
+        (["--device", "gpu"], "cannot use device 'gpu'"),
     ],
 )
 def test_mistakes_are_one_line(folder, capsys, options, message):
@@ -318,6 +323,101 @@ def test_a_folder_of_another_run_is_refused(folder, capsys):
     (folder / "mine" / "note.txt").write_text("mine")
     assert run(folder, "mine") == 2
     assert (folder / "mine" / "note.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "options", "message"),
+    [
+        ('train = ["*"]', 'train = ["x"]', (), "'x' in train fits no parameter"),
+        ("context = 64", "context = 512", (), "exceeds the model's 256"),
+        ("batch_size = 4", "batch_size = 2", ("--rows", "4"), "rows must divide the 2"),
+        ('"distill"', '"bad-batch"', (), "cannot be called 'bad-batch'"),
+    ],
+)
+def test_what_would_stop_a_later_stage_stops_the_first(folder, capsys, old, new, options, message):
+    write_recipe(folder, ALIGN, DISTILL.replace(old, new))
+    for more in ((), ("--dry-run",)):
+        assert run(folder, "run", *options, *more) == 2
+        assert message in capsys.readouterr().err.splitlines()[-1]
+        assert not (folder / "run").exists()
+
+
+def test_another_tokenizer_is_refused_not_ignored(folder, capsys):
+    write_recipe(folder, DISTILL)
+    (folder / "other").mkdir()
+    for file in (folder / "base").glob("*.json"):
+        (folder / "other" / file.name).write_text(file.read_text().replace("endoftext", "end"))
+    assert run(folder, "run", "--tokenizer", str(folder / "other")) == 2
+    assert "this model has another one" in capsys.readouterr().err
+    assert run(folder, "run", "--tokenizer", str(folder / "base")) == 0
+
+
+def test_a_second_process_is_kept_out_of_the_folder(folder, capsys):
+    write_recipe(folder, DISTILL)
+    statuses = []
+
+    def say(line: str) -> None:
+        if line.startswith("distill 2/8"):
+            statuses.append(run(folder, "run"))
+
+    options = RunOptions(tokens=folder / "tokens", out=folder / "run", loop=Loop())
+    conversion = Conversion.read(str(folder / "recipe.toml"))
+    run_stages(conversion, options, CPU, Screen(progress, say, "test"))
+    assert statuses == [2]
+    assert "another process is writing" in capsys.readouterr().err
+    assert len(rows(folder, "run", "distill")) == 8
+
+
+@pytest.mark.parametrize("lost", [".metadata", "__0_0.distcp"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_goes_on(folder, capsys, lost):
+    write_recipe(folder, DISTILL)
+    _run_until(folder, "whole", None)
+    with pytest.raises(Killed):
+        _run_until(folder, "damaged", "distill 7/8")
+    leftover = folder / "damaged" / ".distill.01234567.new"
+    leftover.mkdir()
+    newest = folder / "damaged" / "checkpoints" / "distill" / "step-00000006"
+    (newest / lost).write_bytes((newest / lost).read_bytes()[:200])
+    capsys.readouterr()
+    assert run(folder, "damaged") == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert error.splitlines()[-1].startswith(f"error: cannot go on from {newest}: ")
+    shutil.rmtree(newest)
+    assert run(folder, "damaged") == 0
+    assert "from step 3" in capsys.readouterr().err
+    assert_same(folder, "whole", "damaged", "distill")
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize(
+    ("every", "message"), [("3", "cannot write the checkpoint"), ("0", "cannot write")]
+)
+def test_a_full_disk_is_one_line_and_loses_nothing(folder, capsys, every, message):
+    write_recipe(folder, DISTILL)
+    _run_until(folder, "whole", None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))  # less than the weights
+    try:
+        assert run(folder, "full", "--save-every", every) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not list((folder / "full").rglob("*.new"))
+    assert run(folder, "full", "--save-every", every) == 0
+    assert_same(folder, "whole", "full", "distill")
+
+
+@pytest.mark.slow
+def test_what_stops_the_first_process_stops_all(folder):
+    write_recipe(folder, DISTILL)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "note.txt").write_text("mine")
+    result = finetune(folder, "mine", processes=2)
+    assert result.returncode == 1  # torchrun's own
+    assert "error: will not write to" in result.stderr
+    assert "error: process 0 stopped: will not write to" in result.stderr
+    assert "RuntimeError" not in result.stderr
 
 
 def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, capsys):

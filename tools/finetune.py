@@ -127,11 +127,14 @@ def _plan(
     from tools.training.data.batches import Batches
     from tools.training.data.shards import open_shards
     from tools.training.plan import make_plan, plan_text
+    from tools.training.preflight import check_stages
 
     recipe = conversion.recipe
     print(f"{recipe.name}: {conversion.base}, weights {conversion.weights}")
+    config = conversion.config()
+    check_stages(config, recipe.stages, weights=conversion.weights, rows=loop.rows, ranks=1)
     plans = make_plan(
-        conversion.config(),
+        config,
         recipe.stages,
         rows=loop.rows,
         checkpointing=loop.checkpointing,

@@ -4,6 +4,7 @@ torch.distributed.checkpoint writes and reads; a checkpoint of n processes is re
 It is a folder `step-00000500` that gets its name when it is complete.
 """
 
+import logging
 import re
 import shutil
 import warnings
@@ -57,8 +58,15 @@ class Checkpoints:
             "optimizer": of_optimizer,
             "norms": torch.tensor(padded, dtype=torch.float64),
         }
-        with _quiet():
-            save(state, checkpoint_id=fresh, no_dist=self._ranks.count == 1)
+        try:
+            with _quiet():
+                save(state, checkpoint_id=fresh, no_dist=self._ranks.count == 1)
+        except CheckpointException as error:  # no Exception: nothing else would catch it
+            if self._ranks.first:
+                shutil.rmtree(fresh, ignore_errors=True)
+            raise ValueError(
+                f"cannot write the checkpoint {path}: {_reason(error)}; the one before is kept"
+            ) from None
         self._ranks.wait()
         if self._ranks.first:
             shutil.rmtree(path, ignore_errors=True)
@@ -81,8 +89,10 @@ class Checkpoints:
             with _quiet():
                 load(state, checkpoint_id=path, no_dist=self._ranks.count == 1)
         except (CheckpointException, RuntimeError, ValueError, KeyError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"cannot go on from {path}: {reason}") from None
+            raise ValueError(
+                f"cannot go on from {path}: {_reason(error)}; without that folder, the run goes "
+                "on from the one before"
+            ) from None
         set_state_dict(
             *(model, optimizer), model_state_dict=of_model, optim_state_dict=of_optimizer
         )
@@ -100,9 +110,23 @@ class Checkpoints:
         return [int(match[1]) for match in found if match]
 
 
+def _reason(error: BaseException) -> str:
+    """One line, of the first process that failed."""
+    if isinstance(error, CheckpointException):
+        for cause, _ in error.failures.values():
+            error = cause
+            break
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning that there is one process only, which is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
+    """Without the warning that there is one process only, and tracebacks of what is raised."""
+    log, before = logging.getLogger(), logging.getLogger().disabled  # the loader's is the root
+    log.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
+    finally:
+        log.disabled = before

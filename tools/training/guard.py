@@ -39,7 +39,7 @@ class Guard:
             usual = statistics.median(self.norms)
             if norm > self.factor * usual:
                 raise Diverged(
-                    f"the norm of the gradient is {norm:.3g}, {norm / usual:.0f} times the usual "
-                    f"{usual:.3g}"
+                    f"the norm of the gradient is {norm:.3g}, more than {self.factor:g} times the "
+                    f"usual {usual:.3g}"
                 )
         self.norms.append(norm)

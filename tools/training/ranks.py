@@ -9,7 +9,7 @@ process holds all of them and gradients are averaged (DDP).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -52,6 +52,27 @@ class Ranks:
         if self.count > 1:
             dist.barrier()
 
+    def first_does(self, work: Callable[[], None]) -> None:
+        """The first process works, the others wait for it.
+
+        Raises:
+            ValueError, OSError: what `work` raised. On the others a ValueError, so that they stop
+                too and do not wait for ever.
+        """
+        failed: Exception | None = None
+        if self.first:
+            try:
+                work()
+            except (ValueError, OSError) as error:
+                failed = error
+        if self.count > 1:
+            said = [None if failed is None else str(failed)]
+            dist.broadcast_object_list(said, src=0, device=self.device)
+            if said[0] is not None and not self.first:
+                raise ValueError(f"process 0 stopped: {said[0]}")
+        if failed is not None:
+            raise failed
+
 
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
@@ -66,8 +87,10 @@ def joined(device: str | None) -> Iterator[Ranks]:
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
-        yield Ranks(0, 1, torch.device(kind))
+        yield Ranks(0, 1, _usable(kind))
         return
+    if "LOCAL_RANK" not in os.environ:
+        raise ValueError(f"WORLD_SIZE is {count}, but LOCAL_RANK is not set; start with torchrun")
     local = int(os.environ["LOCAL_RANK"])
     if kind.startswith("cuda"):
         if kind != "cuda" or local >= torch.cuda.device_count():
@@ -77,12 +100,19 @@ def joined(device: str | None) -> Iterator[Ranks]:
             )
         kind = f"cuda:{local}"
         torch.cuda.set_device(local)
-    own = torch.device(kind)
+    own = _usable(kind)
     dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
     try:
         yield Ranks(dist.get_rank(), count, own)
     finally:
         dist.destroy_process_group()
+
+
+def _usable(kind: str) -> torch.device:
+    try:
+        return torch.empty(0, device=kind).device
+    except (RuntimeError, AssertionError):  # how depends on the kind of device
+        raise ValueError(f"this torch cannot use device {kind!r}; try 'cpu' or 'cuda'") from None
 
 
 def shard(model: CausalLM) -> None:

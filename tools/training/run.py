@@ -15,12 +15,13 @@ killed between them has the same numbers.
 import json
 import os
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 import zoo
 from flasheva import Impl
@@ -31,10 +32,12 @@ from tools.training.checks import CheckOptions, Checks
 from tools.training.data.batches import Batches, BatchesState
 from tools.training.data.shards import Shards, open_shards
 from tools.training.data.tokenizers import fingerprint
+from tools.training.data.writing import alone
 from tools.training.lora import lora_factors, merge_lora
 from tools.training.metrics import Metrics
 from tools.training.models import Conversion, give_tokenizer
 from tools.training.parameters import is_adapter, prepare
+from tools.training.preflight import ADAPTER, check_stages, remove_leftovers
 from tools.training.ranks import Ranks, whole_state
 from tools.training.trainer import Hooks, Loop, train_stage
 from zoo import CausalLM, Tokenizer
@@ -42,8 +45,6 @@ from zoo.adapters import changed_matrices
 from zoo.weights.atomic import write_text
 
 RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
-_RESERVED = ("checkpoints", "tensorboard", "bad-batch")
-_ADAPTER = "-adapter"
 _PREFETCH = 2
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -97,28 +98,32 @@ def run_stages(conversion: Conversion, options: RunOptions, ranks: Ranks, screen
             do not fit, or a run that diverged.
     """
     stages = conversion.recipe.stages
-    for stage in stages:
-        if stage.name in _RESERVED or stage.name.endswith(_ADAPTER):
-            raise ValueError(
-                f"a stage cannot be called {stage.name!r}, as other folders of a run are"
-            )
+    check_stages(
+        conversion.config(),
+        stages,
+        weights=conversion.weights,
+        rows=options.loop.rows,
+        ranks=ranks.count,
+    )
     shards = open_shards(options.tokens)
     deals = [
         _batches(shards, conversion, stage, index, options, ranks)
         for index, stage in enumerate(stages)
     ]
-    if ranks.first:
-        _begin(options.out, _identity(conversion, deals), screen.command, ranks)
-    ranks.wait()
-    before: Path | None = None
-    for stage, batches in zip(stages, deals, strict=True):
-        folder = options.out / stage.name
-        if not folder.is_dir():
-            _run_stage(conversion, stage, before, batches, shards, options, ranks, screen)
-        batches.close()
-        before = folder
-    assert before is not None
-    return before
+    identity = _identity(conversion, deals)
+    with ExitStack() as stack:
+        for batches in deals:
+            stack.callback(batches.close)
+        ranks.first_does(lambda: _begin(stack, options.out, identity, screen.command, ranks))
+        before: Path | None = None
+        for stage, batches in zip(stages, deals, strict=True):
+            folder = options.out / stage.name
+            if not folder.is_dir():
+                _run_stage(conversion, stage, before, batches, shards, options, ranks, screen)
+            _checkpoints(options.out, stage, ranks).remove()  # a kill may have left some
+            before = folder
+        assert before is not None
+        return before
 
 
 def _run_stage(
@@ -134,18 +139,13 @@ def _run_stage(
     out = options.out
     student = conversion.student(stage, before, ranks.device, options.impl)
     tokenizer = _tokenizer(student, options.tokenizer, shards)
-    longest = student.config.max_position_embeddings
-    if stage.context > longest:
-        raise ValueError(
-            f"stage {stage.name!r}: context {stage.context} exceeds the model's {longest}"
-        )
     checks = None
     if options.checks is not None:
         if tokenizer is None:
             raise ValueError("checks need a tokenizer, which the model does not have")
-        checks = Checks(options.checks, tokenizer, longest)
+        checks = Checks(options.checks, tokenizer, student.config.max_position_embeddings)
     teacher = conversion.teacher(stage, ranks.device, options.impl)
-    checkpoints = Checkpoints(out / "checkpoints" / stage.name, ranks)
+    checkpoints = _checkpoints(out, stage, ranks)
     first = checkpoints.newest() or 0
     batches.load_state_dict(BatchesState(step=first, plan=batches.state_dict()["plan"]))
     metrics = None
@@ -167,7 +167,10 @@ def _run_stage(
             metrics.close()
     del teacher
     _export(conversion, stage, before, student, out / stage.name, options, ranks)
-    checkpoints.remove()
+
+
+def _checkpoints(out: Path, stage: Stage, ranks: Ranks) -> Checkpoints:
+    return Checkpoints(out / "checkpoints" / stage.name, ranks)
 
 
 def _export(
@@ -180,20 +183,24 @@ def _export(
     ranks: Ranks,
 ) -> None:
     """Writes the model of a finished stage, whole; all processes take part."""
-    if ranks.count > 1:
-        tokenizer = student.tokenizer
-        state = whole_state(student)
-        if ranks.first:
-            student = conversion.student(stage, before, torch.device("cpu"), options.impl)
-            prepare(student, stage)  # the same adapters
-            student.load_state_dict(state, strict=False)
-            student.tokenizer = tokenizer
-    if ranks.first:
-        if conversion.weights == "auto" and not _trained_matrices(student):
-            _export_adapter(conversion, student, folder.with_name(f"{folder.name}{_ADAPTER}"))
-        merge_lora(student)
-        zoo.save(student, folder)
-    ranks.wait()
+    state = whole_state(student) if ranks.count > 1 else None
+
+    def write() -> None:
+        model = student
+        if state is not None:
+            model = conversion.student(stage, before, torch.device("cpu"), options.impl)
+            prepare(model, stage)  # the same adapters
+            model.load_state_dict(state, strict=False)
+            model.tokenizer = student.tokenizer
+        try:
+            if conversion.weights == "auto" and not _trained_matrices(model):
+                _export_adapter(conversion, model, folder.with_name(f"{folder.name}{ADAPTER}"))
+            merge_lora(model)
+            zoo.save(model, folder)
+        except SafetensorError as error:  # of a disk that is full, among others
+            raise ValueError(f"cannot write {folder}: {error}") from None
+
+    ranks.first_does(write)
 
 
 def _trained_matrices(student: CausalLM) -> list[str]:
@@ -249,6 +256,9 @@ def _batches(
 def _tokenizer(model: CausalLM, given: Tokenizer | None, shards: Shards) -> Tokenizer | None:
     """The model's, which the tokens must be of; gives it `given` if it has none."""
     entry = shards.manifest["tokenizer"]
+    have = model.tokenizer
+    if have is not None and given is not None and fingerprint(have) != fingerprint(given):
+        raise ValueError("--tokenizer is for random weights; this model has another one")
     if model.tokenizer is None and given is not None:
         give_tokenizer(model, given)
     if model.tokenizer is None:
@@ -276,14 +286,22 @@ def _identity(conversion: Conversion, deals: list[Batches]) -> dict[str, object]
     }
 
 
-def _begin(out: Path, identity: Mapping[str, object], command: str, ranks: Ranks) -> None:
-    """Writes run.json, or sees that it is of this run."""
+def _begin(
+    stack: ExitStack, out: Path, identity: Mapping[str, object], command: str, ranks: Ranks
+) -> None:
+    """Writes run.json, or sees that it is of this run; until `stack` ends, nobody else can."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must name a folder, and {out} is a file")
     path = out / RUN_FILE
     if path.exists():
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            raise ValueError(f"{path} is not valid JSON; name a new folder") from None
+            found = None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is not of a run; name a new folder")
+        stack.enter_context(alone(out))
+        remove_leftovers(out)
         for key, value in identity.items():
             if found.get(key) != value:
                 raise ValueError(
@@ -294,6 +312,7 @@ def _begin(out: Path, identity: Mapping[str, object], command: str, ranks: Ranks
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"will not write to {out}, which has files but no {RUN_FILE}")
     out.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(alone(out))
     facts = {
         "command": command,
         "device": device_name(ranks.device),

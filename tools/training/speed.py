@@ -3,14 +3,18 @@
 A product with a matrix of n numbers is 2 n FLOPs a token forward and 4 n backward (2 n where the
 matrix does not train). Attention of a layer is 4 H D FLOPs for every pair of a query and what it
 sees forward, and 10 H D backward. What is computed once more, under activation checkpointing or
-inside kernels, does not count.
+inside kernels, does not count. Layers that slide in the published model are taken for windows of
+EVA's size.
 """
+
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
 
 from recipes import Stage
 from tools.benchmarks.roofline import causal_config, visible_pairs
+from tools.training.alignment import aligned_layers
 from zoo import CausalLM
 
 # Dense matrix products in bfloat16, FLOPs per second, from the makers' data sheets.
@@ -25,26 +29,46 @@ _PEAK = {
 
 
 def flops_per_token(student: CausalLM, teacher: CausalLM | None, stage: Stage) -> float:
-    """Of a step, the teacher's pass included; rows are taken as one document each.
+    """Of a step, the teacher's passes included; rows are taken as one document each."""
+    return matrix_flops(student, teacher, stage) + attention_flops(student, teacher, stage)
 
-    Of an alignment, where the student's MLPs and head do not run, it counts attention only.
-    """
-    head = any(name != "attention_mse" for name in stage.weights)
-    aligned = "attention_mse" in stage.weights
+
+def matrix_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -> float:
+    """The part of products with matrices."""
     total = 0.0
-    for name, module in student.named_modules():
-        if not isinstance(module, nn.Linear) or ".attend." in name:
-            continue
-        inside = ".attention." in name
-        passes = (head or inside) + (head and aligned and inside)
-        numbers = module.weight.numel()
-        total += passes * numbers * (6 if module.weight.requires_grad else 4)
-    total += (1 if head else 0) * _attention(student, stage.context, 14)
-    total += (1 if aligned else 0) * _attention(student, stage.context, 14)
-    if teacher is not None:
-        passes = ("logit_kl" in stage.weights) + aligned
-        numbers = sum(m.weight.numel() for m in teacher.modules() if isinstance(m, nn.Linear))
-        total += passes * (2 * numbers + _attention(teacher, stage.context, 4))
+    if stage.weights.keys() - {"attention_mse"}:
+        total += sum(n * (6 if trains else 4) for _, n, trains in _matrices(student))
+    if "logit_kl" in stage.weights and teacher is not None:
+        total += sum(2 * n for _, n, _ in _matrices(teacher))
+    if "attention_mse" not in stage.weights or teacher is None:
+        return total
+    layers = aligned_layers(student, teacher)
+    for name, numbers, trains in _matrices(student):
+        layer, _, inside = name.removeprefix("layers.").partition(".attention.")
+        if inside and int(layer) in layers:
+            # The norm in front reads the teacher's hidden state, which needs no gradient.
+            norm = student.get_submodule(f"layers.{layer}.input_layernorm")
+            reached = any(parameter.requires_grad for parameter in norm.parameters())
+            gradient = reached or inside in ("o_proj", "dense")
+            total += numbers * (2 + 2 * gradient + 2 * trains)
+    for name, numbers, _ in _matrices(teacher):
+        if name.startswith("layers.") and int(name.split(".")[1]) in _run(layers):
+            total += 2 * numbers
+    return total
+
+
+def attention_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -> float:
+    """The part of attention's logits and weighted sums."""
+    total = 0.0
+    everything = range(student.config.num_hidden_layers)
+    if stage.weights.keys() - {"attention_mse"}:
+        total += _attention(student, everything, stage.context, 14)
+    if "logit_kl" in stage.weights and teacher is not None:
+        total += _attention(teacher, everything, stage.context, 4)
+    if "attention_mse" in stage.weights and teacher is not None:
+        layers = aligned_layers(student, teacher)
+        total += _attention(student, layers, stage.context, 14)
+        total += _attention(teacher, _run(layers), stage.context, 4)
     return total
 
 
@@ -56,12 +80,24 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAK.items() if part in name), None)
 
 
-def _attention(model: CausalLM, context: int, flops: int) -> float:
-    """FLOPs per token of all layers; `flops` per pair, head and dim."""
+def _run(layers: Sequence[int]) -> range:
+    """The layers that the teacher runs so that some can be compared."""
+    return range(max(layers, default=-1) + 1)
+
+
+def _matrices(model: CausalLM) -> Iterator[tuple[str, int, bool]]:
+    """Name, numbers and whether it trains, of every matrix that all tokens go through."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and ".attend." not in name:
+            yield name, module.weight.numel(), module.weight.requires_grad
+
+
+def _attention(model: CausalLM, layers: Iterable[int], context: int, flops: int) -> float:
+    """FLOPs per token of layers; `flops` per pair, head and dim."""
     config = model.config
     pairs = 0
-    for kind in config.layer_types:
-        full = kind == "full_attention"
+    for layer in layers:
+        full = config.layer_types[layer] == "full_attention"
         # Window layers see no summaries; these are few, and counted.
         pairs += visible_pairs(causal_config(context) if full else config.eva, context)
     return flops * config.num_attention_heads * config.head_dim * pairs / context

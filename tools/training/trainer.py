@@ -23,6 +23,7 @@ from tools.training.losses import IGNORED
 from tools.training.metrics import Metrics
 from tools.training.objective import Objective
 from tools.training.parameters import autocast, build_optimizer, prepare, set_learning_rates
+from tools.training.preflight import rows_at_a_time
 from tools.training.ranks import Ranks, shard, whole
 from tools.training.recompute import recompute_blocks
 from tools.training.speed import flops_per_token, peak_flops
@@ -99,12 +100,7 @@ def train_stage(
         Diverged: see `Guard`; the weights are those before the step.
         ValueError: rows that do not divide a process's batch, or patterns that fit nothing.
     """
-    own = stage.batch_size // ranks.count
-    rows = own if loop.rows is None else loop.rows
-    if rows < 1 or own % rows:
-        raise ValueError(
-            f"stage {stage.name!r}: rows must divide the {own} of a process, not be {rows}"
-        )
+    rows = rows_at_a_time(stage, loop.rows, ranks.count)
     prepare(student, stage)
     if loop.checkpointing:
         recompute_blocks(student)
@@ -131,6 +127,7 @@ def train_stage(
                 guard.check(found["loss"], norm)
             except Diverged as error:
                 _keep(batch, bad_batch, ranks)
+                ranks.wait()  # whoever ends first makes torchrun end the others
                 again = checkpoints.newest() or 0
                 raise Diverged(
                     f"stage {stage.name!r} stopped before step {step}: {error}; its batch is in "
@@ -168,9 +165,9 @@ def _callable(
             for block in objective.student.layers:
                 block.compile(fullgraph=True)
         return objective
-    if ranks.count > 1:
-        return nn.parallel.DistributedDataParallel(objective)
-    return torch.compile(objective, fullgraph=True, dynamic=False) if compile else objective
+    if compile:
+        objective.compile(fullgraph=True, dynamic=False)
+    return nn.parallel.DistributedDataParallel(objective) if ranks.count > 1 else objective
 
 
 def _gradients(

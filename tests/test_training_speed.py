@@ -1,0 +1,47 @@
+"""matrix_flops: the matrix products of a step are as many as PyTorch counts."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from flasheva import EvaConfig
+from recipes import Stage
+from tests.tiny import hf_config, make_model
+from tools.training.objective import Objective
+from tools.training.parameters import prepare
+from tools.training.speed import matrix_flops
+
+EVA = EvaConfig(window_size=8, chunk_size=4)
+KINDS = ["eva_attention", "full_attention", "eva_attention"]
+B, T = 2, 64
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+@pytest.mark.parametrize(
+    ("loss", "train"),
+    [
+        ("cross_entropy", "*"),
+        ("logit_kl", "*"),
+        ("attention_mse", "*.attention.*"),
+        ("attention_mse", "*"),
+    ],
+)
+def test_products_with_matrices_are_those_that_run(family, loss, train):
+    stage = Stage(
+        name="a", loss=((loss, 1.0),), train=(train,), steps=1, lr=1.0, batch_size=B, context=T
+    )
+    student, teacher = (
+        make_model(hf_config(family, layer_types=kinds, eva=EVA.to_dict()))
+        for kinds in (KINDS, ["full_attention"] * 3)
+    )
+    prepare(student, stage)
+    objective = Objective(student, teacher.requires_grad_(False), stage)
+    ids = torch.randint(0, 500, (B, T), generator=torch.Generator().manual_seed(0))
+    with FlopCounterMode(display=False) as counter:
+        total, _ = objective(ids, ids, torch.zeros(B, T, dtype=torch.int32))
+        total.backward()
+    found = counter.get_flop_counts()["Global"]
+    products = sum(n for op, n in found.items() if str(op) in ("aten.mm", "aten.addmm"))
+    # Maps of summaries, a hundredth here, are left out.
+    ours = matrix_flops(student, teacher, stage)
+    assert ours == pytest.approx(products / (B * T), rel=0.02)
