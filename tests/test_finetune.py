@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import shutil
 import signal
@@ -158,6 +159,49 @@ def test_a_killed_process_goes_on_bit_for_bit(folder):
     assert result.returncode == 0
     assert "from step 21" in result.stderr
     assert_same(folder, "whole", "killed", "distill")
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_change_of_a_name_loses_nothing(folder):
+    lora = 'lora = { rank = 2, alpha = 4.0, targets = ["*.q_proj"] }\n'
+    low = DISTILL.replace('"distill"', '"low"').replace('train = ["*"]', 'train = ["*.attend.*"]')
+    write_recipe(folder, low.replace("steps = 8", "steps = 4") + lora, DISTILL)
+    assert run(folder, "whole", "--save-every", "3") == 0
+    files = _files(folder / "whole")
+    for count in range(1, 200):
+        out = f"killed-{count}"
+        child = os.fork()
+        if not child:
+            _die_at_a_rename(count)
+            os._exit(run(folder, out, "--save-every", "3"))
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if not status:
+            break  # there are no more
+        assert status == 7
+        assert run(folder, out, "--save-every", "3") == 0
+        assert _files(folder / out) == files
+        for stage in ("low", "distill"):
+            assert_same(folder, "whole", out, stage)
+    assert 15 < count < 100
+
+
+def _die_at_a_rename(count: int) -> None:
+    left = [count]
+
+    def dying(rename):
+        def instead(*paths):
+            left[0] -= 1
+            if not left[0]:
+                os._exit(7)
+            return rename(*paths)
+
+        return instead
+
+    os.rename, os.replace = dying(os.rename), dying(os.replace)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """check_stages: what would stop a later stage is found before the first one begins."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from zoo.families import build
 
 _RESERVED = ("checkpoints", "tensorboard", "bad-batch")
 ADAPTER = "-adapter"
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}\.new")  # as zoo/weights/atomic.py names them
 
 
 def check_stages(
@@ -82,7 +84,9 @@ def rows_at_a_time(stage: Stage, rows: int | None, ranks: int) -> int:
 
 def remove_leftovers(folder: Path) -> None:
     """Removes what processes that were killed were writing to the folder of a run."""
-    for path in folder.glob(".*.new"):
+    for path in folder.iterdir():
+        if not _UNFINISHED.fullmatch(path.name):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

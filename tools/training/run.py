@@ -309,10 +309,12 @@ def _begin(
                     "a new folder"
                 )
         return
-    if out.is_dir() and any(out.iterdir()):
+    # A kill may have left a run.json that has not got its name.
+    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise ValueError(f"will not write to {out}, which has files but no {RUN_FILE}")
     out.mkdir(parents=True, exist_ok=True)
     stack.enter_context(alone(out))
+    remove_leftovers(out)
     facts = {
         "command": command,
         "device": device_name(ranks.device),
