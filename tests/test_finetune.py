@@ -209,14 +209,21 @@ def _files(folder: Path) -> list[str]:
 def test_two_processes_have_the_losses_of_one(tmp_path, family):
     make_inputs(tmp_path, family)
     write_recipe(tmp_path, ALIGN, DISTILL)
-    assert finetune(tmp_path, "one").returncode == 0
-    result = finetune(tmp_path, "two", processes=2)
+    (tmp_path / "text.txt").write_text("the server answers one request after another " * 60)
+    checks = ["--check-every", "4", "--check-text", str(tmp_path / "text.txt")]
+    checks += ["--check-context", "64", "--check-windows", "4"]
+    assert finetune(tmp_path, "one", *checks).returncode == 0
+    result = finetune(tmp_path, "two", *checks, processes=2)
     assert result.returncode == 0, result.stderr
     for stage in ("align", "distill"):
         for one, two in zip(
             losses(tmp_path, "one", stage), losses(tmp_path, "two", stage), strict=True
         ):
             assert two == pytest.approx(one, rel=1e-4)
+        for one, two in zip(
+            rows(tmp_path, "one", stage)[3::4], rows(tmp_path, "two", stage)[3::4], strict=True
+        ):
+            assert two["perplexity"] == pytest.approx(one["perplexity"], rel=1e-4)
         # Not weights: a bias of keys has no gradient but for rounding, which Adam makes steps of.
         ids = torch.arange(200).view(2, 100)
         with torch.inference_mode():

@@ -124,10 +124,13 @@ def _plan(
     shares: dict[str, float] | None,
     speed: float | None,
 ) -> None:
-    from tools.training.data.batches import Batches
+    import torch
+
     from tools.training.data.shards import open_shards
     from tools.training.plan import make_plan, plan_text
     from tools.training.preflight import check_stages
+    from tools.training.ranks import Ranks
+    from tools.training.run import deal
 
     recipe = conversion.recipe
     print(f"{recipe.name}: {conversion.base}, weights {conversion.weights}")
@@ -143,16 +146,9 @@ def _plan(
     print(plan_text(plans))
     if tokens is None:
         return
-    shards = open_shards(tokens)
+    shards, alone = open_shards(tokens), Ranks(0, 1, torch.device("cpu"))
     for index, stage in enumerate(recipe.stages):
-        batches = Batches(
-            shards,
-            row_size=stage.context,
-            chunk_size=conversion.eva.chunk_size,
-            batch_size=stage.batch_size,
-            seed=stage.seed + index,
-            weights=shares,
-        )
+        batches = deal(shards, conversion, stage, index, shares, alone)
         for name, passes in batches.passes_done(stage.num_steps).items():
             size = batches.passes[name]
             print(

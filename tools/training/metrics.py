@@ -47,9 +47,13 @@ class Metrics:
             for name, value in known.items():
                 self._writer.add_scalar(name, value, step)
 
+    def sync(self) -> None:
+        """Waits until all lines are on the disk: a checkpoint takes them for written."""
+        os.fsync(self._file.fileno())
+
     def close(self) -> None:
         """Closes the file, which then is on the disk."""
-        os.fsync(self._file.fileno())
+        self.sync()
         self._file.close()
         if self._writer is not None:
             self._writer.close()

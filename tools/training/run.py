@@ -90,6 +90,37 @@ class Screen:
     command: str
 
 
+def deal(
+    shards: Shards,
+    conversion: Conversion,
+    stage: Stage,
+    index: int,
+    shares: Mapping[str, float] | None,
+    ranks: Ranks,
+    *,
+    prefetch: int = 0,
+) -> Batches:
+    """The batches of stage number `index`; shares as `RunOptions`.
+
+    Raises:
+        ValueError: sizes or shares that do not fit.
+    """
+    try:
+        return Batches(
+            shards,
+            row_size=stage.context,
+            chunk_size=conversion.eva.chunk_size,
+            batch_size=stage.batch_size,
+            seed=stage.seed + index,  # stages of one seed read other rows
+            weights=shares,
+            rank=ranks.rank,
+            ranks=ranks.count,
+            prefetch=prefetch,
+        )
+    except ValueError as error:
+        raise ValueError(f"stage {stage.name!r}: {error}") from None
+
+
 def run_stages(conversion: Conversion, options: RunOptions, ranks: Ranks, screen: Screen) -> Path:
     """Runs all stages that are not done; returns the folder of the last one.
 
@@ -107,7 +138,7 @@ def run_stages(conversion: Conversion, options: RunOptions, ranks: Ranks, screen
     )
     shards = open_shards(options.tokens)
     deals = [
-        _batches(shards, conversion, stage, index, options, ranks)
+        deal(shards, conversion, stage, index, options.shares, ranks, prefetch=_PREFETCH)
         for index, stage in enumerate(stages)
     ]
     identity = _identity(conversion, deals)
@@ -227,30 +258,6 @@ def _export_adapter(conversion: Conversion, student: CausalLM, folder: Path) -> 
             base_name=conversion.base,
             factors=lora_factors(student_on_cpu),
         )
-
-
-def _batches(
-    shards: Shards,
-    conversion: Conversion,
-    stage: Stage,
-    index: int,
-    options: RunOptions,
-    ranks: Ranks,
-) -> Batches:
-    try:
-        return Batches(
-            shards,
-            row_size=stage.context,
-            chunk_size=conversion.eva.chunk_size,
-            batch_size=stage.batch_size,
-            seed=stage.seed + index,  # stages of one seed read other rows
-            weights=options.shares,
-            rank=ranks.rank,
-            ranks=ranks.count,
-            prefetch=_PREFETCH,
-        )
-    except ValueError as error:
-        raise ValueError(f"stage {stage.name!r}: {error}") from None
 
 
 def _tokenizer(model: CausalLM, given: Tokenizer | None, shards: Shards) -> Tokenizer | None:

@@ -149,6 +149,8 @@ def train_stage(
                 hooks.say(_line(stage, done, values))
             hooks.advance(1)
             if loop.save_every and done % loop.save_every == 0 and done < stage.num_steps:
+                if hooks.metrics is not None:
+                    hooks.metrics.sync()
                 checkpoints.save(done, student, optimizer, list(guard.norms))
                 meter.restart()
     finally:
