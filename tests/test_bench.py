@@ -828,7 +828,7 @@ def test_decoding_is_checked_timed_and_recorded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ("--model pythia-160", "--model must be one of pythia-70m"),
+        ("--model pythia-160", "--model must be one of tiny, pythia-70m"),
         ("--new 2", "--new must be at least 4, not 2"),
         ("--batch-size 0", "--batch-size must be at least 1, not 0"),
         ("--device cuda:99", "sees no GPU 'cuda:99'"),
