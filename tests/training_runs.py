@@ -74,7 +74,7 @@ def command(folder: Path, out: str, *options: str) -> list[str]:
 
 
 def finetune(
-    folder: Path, out: str, *options: str, processes: int = 1, timeout: float = 240
+    folder: Path, out: str, *options: str, processes: int = 1, timeout: float = 900
 ) -> subprocess.CompletedProcess[str]:
     """Runs the command in processes of its own."""
     words = [sys.executable, "-m", "tools.finetune"]
