@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import zoo
-from flasheva import EvaConfig
-from tests.tiny import hf_config, make_model, make_tokenizer
+from tests.tiny import SHORT_WINDOW, hf_config, make_model, make_tokenizer
 from tools.training.data.shards import tokenize
 
-EVA = EvaConfig(window_size=8, chunk_size=4)
 ROOT = Path(__file__).parents[1]
 
 ALIGN = """
@@ -43,7 +41,9 @@ seed = 5
 
 def make_inputs(folder: Path, family: str = "llama", **fields: object) -> None:
     """Writes folder/base, a model, and folder/tokens, its texts."""
-    full = hf_config(family, layer_types=["full_attention"] * 3, eva=EVA.to_dict(), **fields)
+    full = hf_config(
+        family, layer_types=["full_attention"] * 3, eva=SHORT_WINDOW.to_dict(), **fields
+    )
     model = make_model(full)
     model.tokenizer = make_tokenizer()
     zoo.save(model, folder / "base")
