@@ -4,6 +4,7 @@ Prompts are aligned left and read in pieces of bounded size; each row then grows
 step until it ends, and a row gives the same text alone and in any batch.
 """
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, SupportsIndex
@@ -285,7 +286,9 @@ def _run(
     lengths = torch.tensor([len(row.prompt_ids) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for number, row in enumerate(rows):
-        ids[number, : len(row.prompt_ids)] = torch.tensor(row.prompt_ids)
+        # A list of a few hundred thousand numbers takes torch.tensor ten times as long.
+        known = torch.frombuffer(array("q", row.prompt_ids), dtype=torch.int64)
+        ids[number, : len(known)] = known
     ids, lengths = ids.to(device), lengths.to(device)
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     real = torch.arange(ids.shape[1], device=device) < lengths[:, None]

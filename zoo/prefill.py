@@ -4,6 +4,7 @@ Logits are made of one token a row, never of a whole prompt.
 """
 
 from collections.abc import Callable
+from functools import partial
 from types import FunctionType
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from layers import ModelCache
+from zoo.captured_piece import PieceReader
 from zoo.causal_lm import CausalLM
 
 # Tokens of a row in a piece, and of all rows together: they bound the memory of a prefill, which
@@ -84,10 +86,11 @@ def prefill(
     if pad:
         ids = torch.nn.functional.pad(ids, (0, -T % size))
     logits: Tensor | None = None
+    reader = PieceReader(partial(run, model), cache, pieces=-(-ids.shape[1] // size))
     for start in range(0, ids.shape[1], size):
         piece = ids[:, start : start + size]
         count = (lengths - start).clamp(0, piece.shape[1])
-        new = run(model, piece, cache, count)
+        new = reader.read(piece, count)
         # A row's logits are those of the piece that holds its last token.
         logits = new if logits is None else torch.where((count > 0)[:, None], new, logits)
     assert logits is not None
