@@ -15,6 +15,7 @@ from layers import ModelCache
 
 # A capture takes as long as two pieces or so: it is not worth it for fewer.
 _LEAST_LEFT = 4
+_WORKSPACES = 2**26  # of cuBLAS on the stream that captures, and the graph itself
 
 Read = Callable[[Tensor, ModelCache, Tensor], Tensor]
 
@@ -30,39 +31,44 @@ class PieceReader:
 
     def __init__(self, run: Read, cache: ModelCache, *, pieces: int) -> None:
         self._run, self._cache, self._left = run, cache, pieces
+        self._piece: Tensor | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         self._ends: deque[torch.cuda.Event] = deque(maxlen=2)  # of the last pieces
 
     def read(self, piece: Tensor, count: Tensor) -> Tensor:
         """Logits [B, V] behind each row's real tokens; the next call may write over them."""
         self._left -= 1
-        if self._graph is not None and piece.shape == self._piece.shape:
+        # All pieces lie in one place: a graph knows no other, and torch.compile would compile
+        # once more for other strides.
+        if self._piece is None or self._piece.shape != piece.shape:
+            self._piece = piece.clone(memory_format=torch.contiguous_format)
+            self._count, self._graph = count.clone(), None
+        else:
             self._piece.copy_(piece)
             self._count.copy_(count)
+        if self._graph is not None:
             self._graph.replay()
             return self._logits
         if not piece.is_cuda or self._left < _LEAST_LEFT:
-            return self._run(piece, self._cache, count)
+            return self._run(self._piece, self._cache, self._count)
         with torch.cuda.device(piece.device):
             # By now the host has launched the last piece. If the GPU has done the one before
             # that, it does not have enough to do.
-            if len(self._ends) == 2 and gpu_is_through(self._ends[0]):
-                return self._capture(piece, count)
-            logits = self._run(piece, self._cache, count)
+            if len(self._ends) == 2 and gpu_is_through(self._ends[0]) and _has_room(piece.device):
+                return self._capture(self._piece)
+            logits = self._run(self._piece, self._cache, self._count)
             self._ends.append(torch.cuda.Event())
             self._ends[-1].record()
         return logits
 
-    def _capture(self, piece: Tensor, count: Tensor) -> Tensor:
+    def _capture(self, piece: Tensor) -> Tensor:
         """Captures this piece and reads it.
 
-        Nothing runs while a graph is captured, so that the cache stays as it is. The memory that
-        PyTorch kept for the pieces before goes back first: the graph has its own.
+        Nothing runs while a graph is captured, so that the cache stays as it is.
         """
-        self._piece, self._count = piece.clone(), count.clone()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self._logits = self._run(self._piece, self._cache, self._count)
+            self._logits = self._run(piece, self._cache, self._count)
         self._graph = graph
         graph.replay()
         return self._logits
@@ -71,3 +77,16 @@ class PieceReader:
 def gpu_is_through(event: torch.cuda.Event) -> bool:
     """Whether the GPU has come to an event; the host does not wait."""
     return event.query()
+
+
+def _has_room(device: torch.device) -> bool:
+    """Whether the memory of a piece could be there twice: a graph has its own.
+
+    What PyTorch keeps free is at least that of the pieces before. It gives it back to the GPU
+    before it captures, but a batch as large as `max_batch` says may still not fit.
+    """
+    free, whole = torch.cuda.mem_get_info(device)
+    reserved = torch.cuda.memory_reserved(device)
+    allowed = int(whole * torch.cuda.get_per_process_memory_fraction(device))
+    kept = reserved - torch.cuda.memory_allocated(device)
+    return min(free, allowed - reserved) > kept + _WORKSPACES
