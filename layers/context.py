@@ -1,6 +1,6 @@
 """Context: what every layer of a model needs to know about the tokens of one call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,19 +10,21 @@ from layers.cache import LayerCache, ModelCache
 
 @dataclass(frozen=True)
 class Context:
-    """Made once a call by `Context.of`, handed to every block.
+    """Made once a call by `Context.of`; each block is handed that `of_layer`.
 
     Attributes:
         positions: int [B or 1, T], of the tokens in their own documents (for RoPE).
         seq_start: int [B, T], where each token's document begins in its row, or None.
         cache: the model's cache, or None.
         count: int [B], how many of the T tokens of each row are real; None without a cache.
+        layer_cache: the cache of the block's layer, or None.
     """
 
     positions: Tensor
     seq_start: Tensor | None
     cache: ModelCache | None
     count: Tensor | None
+    layer_cache: LayerCache | None = None
 
     @classmethod
     def of(
@@ -65,9 +67,9 @@ class Context:
         cache.assert_room(count)
         return cls(cache.length[:, None] + index, None, cache, count)
 
-    def layer_cache(self, layer: int) -> LayerCache | None:
-        """The cache of one layer."""
-        return None if self.cache is None else self.cache.layers[layer]
+    def of_layer(self, layer: int) -> "Context":
+        """That of one layer, whose number blocks do not know: compiled code fits them all."""
+        return self if self.cache is None else replace(self, layer_cache=self.cache.layers[layer])
 
     def finish(self) -> None:
         """Counts the new tokens, once every layer has stored them."""

@@ -5,7 +5,7 @@ import torch
 
 from tests.test_cache import tiny
 from zoo import captured_piece
-from zoo.prefill import compiled_next_logits, next_logits, prefill
+from zoo.prefill import compiled_pieces, next_logits, prefill
 
 KINDS = ("eva_attention", "window_attention", "full_attention")
 SIZES = {"window_size": 32, "chunk_size": 16, "head_dim": 32}
@@ -15,7 +15,7 @@ PIECE = 64  # the least
 def read(model, ids, lengths, *, compile: bool):
     """Logits behind the prompts, and behind a further piece."""
     cache = model.new_cache(len(ids), 11 * PIECE)
-    run = compiled_next_logits(model) if compile else next_logits
+    run = compiled_pieces(model) if compile else next_logits
     logits = prefill(model, ids, lengths, cache, run, pad=compile, tokens=1)
     assert torch.equal(cache.length, lengths)
     return logits, model(ids[:, :PIECE], cache)

@@ -4,6 +4,7 @@
 """
 
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import zoo
 import zoo.generation
 import zoo.prefill
 from tests.test_cache import KINDS, tiny
+from zoo import compiled_blocks
 
 LENGTHS = [40, 57, 100, 33, 200]
 no_recompile = torch._dynamo.config.patch(error_on_recompile=True)
@@ -160,18 +162,43 @@ def test_training_with_inductor_never_recompiles():
             compiled(ids(2, T)).square().mean().backward()
 
 
-def test_generation_does_not_recompile_for_other_prompts(monkeypatch):
+@pytest.fixture
+def traced(monkeypatch):
+    """What blocks are compiled with traces them only; the number of graphs so far."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    compiled_blocks._handle.cache_clear()
+    torch._dynamo.reset()
+    yield lambda: torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    compiled_blocks._handle.cache_clear()
+
+
+def test_blocks_of_a_kind_are_compiled_once(traced):
+    """For the first sizes, for any others, and for one row; for two models alike."""
+    begin = traced()
+    for kinds in (KINDS * 2, KINDS[::-1]):
+        model = tiny(kinds, torch.float64)
+        blocks = compiled_blocks.compiled_blocks(model)
+        for rows, length, room in ((3, 150, 256), (3, 190, 256), (5, 300, 448), (1, 170, 256)):
+            lengths = torch.randint(1, length, (rows,), generator=torch.Generator().manual_seed(1))
+            prompts = ids(rows, length)
+            outs = []
+            for run in (zoo.prefill.next_logits, partial(zoo.prefill.next_logits, blocks=blocks)):
+                cache = model.new_cache(rows, room)
+                with torch.inference_mode():
+                    given = (model, prompts, lengths, cache, run)
+                    outs.append(zoo.prefill.prefill(*given, pad=True, tokens=1))
+            torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=1e-12)
+    assert traced() - begin == 3 * len(KINDS)
+
+
+@pytest.mark.parametrize("compile", ["prefill", True])
+def test_generation_does_not_recompile_for_other_prompts(traced, compile):
     model = tiny(dtype=torch.float32)
-    monkeypatch.setattr(
-        zoo.generation,
-        "compiled_next_logits",
-        lambda model: torch.compile(zoo.prefill.next_logits, fullgraph=True, backend="aot_eager"),
-    )
     for number, length in enumerate((5, 30, 17)):
         prompt = ids(1, length)[0].tolist()
         eager = zoo.generate(model, prompt, max_new_tokens=12)[0].ids
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
-            out = zoo.generate(model, prompt, max_new_tokens=12, compile=True)[0].ids
+            out = zoo.generate(model, prompt, max_new_tokens=12, compile=compile)[0].ids
         assert out == eager
 
 

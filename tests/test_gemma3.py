@@ -219,7 +219,7 @@ def test_our_kernels_compute_a_sliding_layer(head_dim: int) -> None:
         for piece in torch.arange(70, device=device).split([30, 1, 1, 20, 18]):
             context = Context.of(ids[:, piece], cache, None, None)
             parts = (x[:, :, piece] for x in (q, k, v))
-            pieces.append(layer(*parts, context, context.layer_cache(0)))
+            pieces.append(layer(*parts, context, context.of_layer(0).layer_cache))
             context.finish()
         outs.append(torch.cat(pieces, 2))
     torch.testing.assert_close(outs[1], outs[0], atol=1e-5, rtol=0)

@@ -11,7 +11,7 @@ from torch._inductor.utils import run_and_get_code
 import zoo
 from layers import MLP, GatedMLP, ModelCache, beside, side_stream
 from tests.tiny import make_model, mixed
-from zoo.prefill import compiled_next_logits, next_logits
+from zoo.prefill import compiled_step, next_logits
 
 PARALLEL = ("gpt_neox", "phi")
 GPU = pytest.param("cuda", marks=pytest.mark.gpu)
@@ -49,7 +49,7 @@ def test_compiled_it_is_begun_before_attention_and_joined_behind_it(family, devi
     one = torch.ones_like(cache.length)
     torch._dynamo.reset()
     with ops_everywhere:
-        out, code = run_and_get_code(compiled_next_logits(model), model, ids[:, -1:], cache, one)
+        out, code = run_and_get_code(compiled_step(model), model, ids[:, -1:], cache, one)
     whole = model(ids)
     assert (out - whole[:, -1]).abs().max() <= 1e-5 * whole.abs().max()
     calls = re.findall(r"layers\.(\w+)\.default\(|mm\(\w+, reinterpret_tensor", "".join(code))

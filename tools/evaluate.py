@@ -101,7 +101,8 @@ def evaluate(
         bool, typer.Option(help="Also give that of the expected answers.")
     ] = True,
     compile: Annotated[
-        bool, typer.Option("--compile", help="Use torch.compile; pays off on a GPU.")
+        bool,
+        typer.Option("--compile", help="Read prompts through torch.compile; pays off on a GPU."),
     ] = False,
     batch_size: BatchSize = 16,
     batch_tokens: Annotated[

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from layers import ModelCache
-from zoo.causal_lm import CausalLM
+from zoo.causal_lm import Block, CausalLM
 
 # Positions whose logits exist at a time: 512 of a vocabulary of 128,256 are 263 MB in float32.
 _POSITIONS = 512
@@ -27,7 +27,11 @@ def answer_room(answers: Sequence[Sequence[int]]) -> int:
 
 
 def answer_log_likelihoods(
-    model: CausalLM, cache: ModelCache, logits: Tensor, answers: Sequence[Sequence[int]]
+    model: CausalLM,
+    cache: ModelCache,
+    logits: Tensor,
+    answers: Sequence[Sequence[int]],
+    blocks: Sequence[Block] | None = None,
 ) -> list[float]:
     """Of each answer as a whole, in nats; the cache is left as it was.
 
@@ -36,6 +40,7 @@ def answer_log_likelihoods(
         cache: holds the prompts; from `new_cache` with a `max_rollback` of `answer_room`.
         logits: [B, V], behind the prompts.
         answers: B lists of at least one token.
+        blocks: see `CausalLM.hidden_states`.
     """
     device = logits.device
     first = torch.tensor([answer[0] for answer in answers], device=device)
@@ -46,7 +51,9 @@ def answer_log_likelihoods(
         ids = torch.zeros(len(answers), -(-longest // _ROUND_PIECE) * _ROUND_PIECE).long()
         for number, answer in enumerate(answers):
             ids[number, : len(answer) - 1] = torch.tensor(answer[:-1])
-        hidden = model.hidden_states(ids.to(device), cache, lengths=lengths.to(device))
+        hidden = model.hidden_states(
+            ids.to(device), cache, lengths=lengths.to(device), blocks=blocks
+        )
         cache.rollback(lengths.to(device))
         row = torch.repeat_interleave(torch.arange(len(answers)), lengths)
         position = torch.cat([torch.arange(int(length)) for length in lengths])

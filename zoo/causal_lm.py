@@ -1,7 +1,7 @@
 """CausalLM: what all families share round their blocks. A family's file defines the rest."""
 
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from layers import Context, ModelCache, RotaryAngles, rotary_angles
 from zoo.config import ModelConfig
 from zoo.text.tokenizer import Tokenizer
+
+Block = Callable[[Tensor, RotaryAngles, Context], Tensor]
 
 
 class CausalLM(nn.Module):
@@ -42,12 +44,19 @@ class CausalLM(nn.Module):
         cache: ModelCache | None = None,
         seq_start: Tensor | None = None,
         lengths: Tensor | None = None,
+        *,
+        blocks: Sequence[Block] | None = None,
     ) -> Tensor:
-        """What `lm_head` takes: [B, T, E]. Arguments as `forward`."""
+        """What `lm_head` takes: [B, T, E]. Arguments as `forward`.
+
+        `blocks` are what runs in the place of the model's own, compiled ones for example.
+        """
         context = Context.of(ids, cache, seq_start, lengths)
         x = self.embed(ids)
-        for block, rope in zip(self.layers, self.rotary(context, x.dtype), strict=True):
-            x = block(x, rope, context)
+        ropes = self.rotary(context, x.dtype)
+        run = cast("Sequence[Block]", self.layers) if blocks is None else blocks
+        for layer, (block, rope) in enumerate(zip(run, ropes, strict=True)):
+            x = block(x, rope, context.of_layer(layer))
         context.finish()
         return self.norm(x)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from layers import ModelCache
 from zoo.causal_lm import CausalLM
-from zoo.prefill import compiled_next_logits, next_logits
+from zoo.prefill import compiled_step, next_logits
 from zoo.sampling import Sampling, choose, noise
 
 
@@ -136,7 +136,7 @@ class Decoder:
             slot=torch.zeros(1, dtype=torch.int64, device=device),
             eos=torch.tensor(list(eos_ids), dtype=torch.int64, device=device),
         )
-        self._run = compiled_next_logits(model) if compile else next_logits
+        self._run = compiled_step(model) if compile else next_logits
         self._choose = _compiled_choose(self._state, self._sampling) if compile else _choose
         self._made = 0  # steps, of which `slot` is where the next one goes
         self._pending: deque[_Chosen] = deque()

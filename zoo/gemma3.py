@@ -156,7 +156,6 @@ class Gemma3Attention(nn.Module):
             sliding_window=config.sliding_window,
             impl=impl,
         )
-        self.layer = layer
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         q, k, v = (
@@ -164,7 +163,7 @@ class Gemma3Attention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = apply_rotary(self.q_norm(q), rope), apply_rotary(self.k_norm(k), rope)
-        out = self.attend(q, k, v, context, context.layer_cache(self.layer))
+        out = self.attend(q, k, v, context, context.layer_cache)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

@@ -7,14 +7,15 @@ step until it ends, and a row gives the same text alone and in any batch.
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, SupportsIndex
+from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 
 from zoo.answers import answer_log_likelihoods, answer_room
 from zoo.causal_lm import CausalLM
+from zoo.compiled_blocks import compiled_blocks
 from zoo.decoding import Decoder
-from zoo.prefill import compiled_next_logits, next_logits, piece_size, prefill
+from zoo.prefill import compiled_pieces, next_logits, piece_size, prefill
 from zoo.prompts import check_tokens, plain, prompt_list, shown
 from zoo.sampling import Sampling
 from zoo.speculative import NONE, SpeculativeDecoder
@@ -26,6 +27,7 @@ _ROUND_CACHE = 512  # tokens
 _PROBE = "It's 12:30, naïve, 世界!\n\n\tdef f(x):"  # tells tokenizers apart
 
 Prompt = str | Iterable[SupportsIndex]  # text or token ids
+Compile = bool | Literal["prefill"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +59,7 @@ def generate(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     max_seq_len: int | None = None,
-    compile: bool = False,
+    compile: Compile = False,
     draft: CausalLM | None = None,
     draft_tokens: int = 4,
     cache_dtype: str | torch.dtype | None = None,
@@ -74,7 +76,9 @@ def generate(
         sampling: None: greedy.
         stop: strings that end a row; the text ends before them.
         max_seq_len: of prompt and text together; None, and at most: the model's context.
-        compile: run through `torch.compile(fullgraph=True)`; worth it for long texts.
+        compile: run through `torch.compile(fullgraph=True)`: "prefill", what reads prompts (one
+            block of each kind: seconds), or True, also the steps as a whole (a minute or so for
+            30 layers; worth it for long texts).
         draft: a smaller model with the same tokens, which drafts `draft_tokens` at a time for
             the model to check (speculative decoding). The text stays what it would be.
         cache_dtype: what caches store keys, values and summaries in: torch.float8_e4m3fn, or its
@@ -113,7 +117,7 @@ def stream(
     sampling: Sampling | None = None,
     stop: Sequence[str] = (),
     max_seq_len: int | None = None,
-    compile: bool = False,
+    compile: Compile = False,
     draft: CausalLM | None = None,
     draft_tokens: int = 4,
     cache_dtype: str | torch.dtype | None = None,
@@ -243,7 +247,7 @@ class _Helper(NamedTuple):
 
 
 def _helper(
-    model: CausalLM, rows: list[_Row], draft: CausalLM | None, tokens: int, compile: bool
+    model: CausalLM, rows: list[_Row], draft: CausalLM | None, tokens: int, compile: Compile
 ) -> _Helper | None:
     if draft is None:
         return None
@@ -275,7 +279,7 @@ def _run(
     model: CausalLM,
     rows: list[_Row],
     sampling: Sampling,
-    compile: bool,
+    compile: Compile,
     steps_at_once: int,
     helper: "_Helper | None",
     cache_dtype: str | torch.dtype | None,
@@ -293,7 +297,7 @@ def _run(
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     real = torch.arange(ids.shape[1], device=device) < lengths[:, None]
     seen.scatter_(1, torch.where(real, ids, ids[:, :1]), True)
-    step = compiled_next_logits(model) if compile else next_logits
+    read = compiled_pieces(model) if compile else next_logits
     # Compiled graphs are shared by caches of a size, which holds a padded piece.
     step_size = piece_size(len(rows), device, prefill_tokens)
     unit = max(_ROUND_CACHE, step_size) if compile else _ROUND_CACHE
@@ -302,9 +306,11 @@ def _run(
     size = max(len(row.prompt_ids) + max(row.room + drafted, len(row.answer)) for row in rows)
     size = -(-size // unit) * unit
     cache = model.new_cache(len(rows), size, max_rollback=back, cache_dtype=cache_dtype)
-    logits = prefill(model, ids, lengths, cache, step, pad=compile, tokens=prefill_tokens)
+    logits = prefill(model, ids, lengths, cache, read, pad=bool(compile), tokens=prefill_tokens)
     if rows[0].answer:
-        found = answer_log_likelihoods(model, cache, logits, [row.answer for row in rows])
+        blocks = compiled_blocks(model) if compile else None
+        expected = [row.answer for row in rows]
+        found = answer_log_likelihoods(model, cache, logits, expected, blocks)
         for row, value in zip(rows, found, strict=True):
             row.answer_log_likelihood = value
     decoder: Decoder | SpeculativeDecoder
@@ -312,7 +318,7 @@ def _run(
         decoder = Decoder(
             model,
             cache,
-            compile=compile,
+            compile=compile is True,
             sampling=sampling,
             seen=seen,
             room=[row.room for row in rows],

@@ -101,13 +101,12 @@ class GPTNeoXAttention(nn.Module):
             eva=config.eva,
             impl=impl,
         )
-        self.layer = layer
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         heads = self.query_key_value(x).unflatten(-1, (-1, 3 * self.head_dim)).transpose(1, 2)
         q, k, v = heads.chunk(3, dim=-1)
         q, k = apply_rotary(q, rope), apply_rotary(k, rope)
-        out = self.attend(q, k, v, context, context.layer_cache(self.layer))
+        out = self.attend(q, k, v, context, context.layer_cache)
         return self.dense(out.transpose(1, 2).flatten(2))
 
 

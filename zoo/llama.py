@@ -98,7 +98,6 @@ class LlamaAttention(nn.Module):
             eva=config.eva,
             impl=impl,
         )
-        self.layer = layer
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         q, k, v = (
@@ -106,7 +105,7 @@ class LlamaAttention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = apply_rotary(q, rope), apply_rotary(k, rope)
-        out = self.attend(q, k, v, context, context.layer_cache(self.layer))
+        out = self.attend(q, k, v, context, context.layer_cache)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 

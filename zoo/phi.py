@@ -100,7 +100,6 @@ class PhiAttention(nn.Module):
             eva=config.eva,
             impl=impl,
         )
-        self.layer = layer
 
     def forward(self, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
         q, k, v = (
@@ -108,7 +107,7 @@ class PhiAttention(nn.Module):
             for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
         q, k = apply_rotary(q, rope), apply_rotary(k, rope)
-        out = self.attend(q, k, v, context, context.layer_cache(self.layer))
+        out = self.attend(q, k, v, context, context.layer_cache)
         return self.dense(out.transpose(1, 2).flatten(2))
 
 

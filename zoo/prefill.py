@@ -3,7 +3,7 @@
 Logits are made of one token a row, never of a whole prompt.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import FunctionType
 from weakref import WeakKeyDictionary
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from layers import ModelCache
 from zoo.captured_piece import PieceReader
-from zoo.causal_lm import CausalLM
+from zoo.causal_lm import Block, CausalLM
+from zoo.compiled_blocks import compiled_blocks
 
 # Tokens of a row in a piece, and of all rows together: they bound the memory of a prefill, which
 # memory.py counts for a GPU on the meta device. Not fewer than a quarter of a usual window, which
@@ -25,24 +26,36 @@ _LEAST_PIECE = 64
 NextLogits = Callable[[CausalLM, Tensor, ModelCache, Tensor], Tensor]
 
 
-def next_logits(model: CausalLM, ids: Tensor, cache: ModelCache, lengths: Tensor) -> Tensor:
+def next_logits(
+    model: CausalLM,
+    ids: Tensor,
+    cache: ModelCache,
+    lengths: Tensor,
+    blocks: Sequence[Block] | None = None,
+) -> Tensor:
     """Reads `lengths` [B] of the tokens [B, T]; logits [B, V] behind the last one of each row."""
-    hidden = model.hidden_states(ids, cache, lengths=lengths)
+    hidden = model.hidden_states(ids, cache, lengths=lengths, blocks=blocks)
     last = (lengths - 1).clamp(min=0)[:, None, None].expand(-1, 1, hidden.shape[2])
     return model.lm_head(hidden.gather(1, last).squeeze(1))
+
+
+def compiled_pieces(model: CausalLM) -> NextLogits:
+    """`next_logits` for pieces of prompts, whose blocks are compiled."""
+    return partial(next_logits, blocks=compiled_blocks(model))
 
 
 _handles: WeakKeyDictionary[CausalLM, NextLogits] = WeakKeyDictionary()
 
 
-def compiled_next_logits(model: CausalLM) -> NextLogits:
-    """`next_logits` under `torch.compile`, one handle per model.
+def compiled_step(model: CausalLM) -> NextLogits:
+    """`next_logits` for steps, compiled as a whole, one handle per model.
 
-    torch.compile refuses after 8 graphs of one code object, and a model needs up to 7: a piece or
-    a step, one row or several, caches of the first size or of any.
+    torch.compile refuses after 8 graphs of one code object, and a model needs up to 4: one row or
+    several, caches of the first size or of any.
     """
     if model not in _handles:
-        own = FunctionType(next_logits.__code__.replace(), next_logits.__globals__)
+        code, defaults = next_logits.__code__.replace(), next_logits.__defaults__
+        own = FunctionType(code, next_logits.__globals__, argdefs=defaults)
         _handles[model] = torch.compile(own, fullgraph=True)
     return _handles[model]
 
@@ -73,7 +86,7 @@ def prefill(
         ids: int64 [B, T], prompts from the left, behind them anything.
         lengths: int64 [B], of the prompts.
         cache: what the rows hold already, perhaps nothing.
-        run: `next_logits`, or that compiled.
+        run: `next_logits`, or `compiled_pieces` of the model.
         pad: give the last piece the size of the others, for which `run` is compiled; the cache
             must have room for such a piece.
         tokens: of all rows in a piece, see `piece_size`.

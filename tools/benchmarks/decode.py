@@ -20,7 +20,7 @@ from flasheva.visibility import window_start
 from layers import ModelCache
 from zoo.causal_lm import CausalLM
 from zoo.decoding import Decoder
-from zoo.prefill import compiled_next_logits, next_logits, piece_size, prefill
+from zoo.prefill import compiled_pieces, next_logits, piece_size, prefill
 from zoo.sampling import Sampling
 
 
@@ -76,7 +76,7 @@ def random_prompts(job: Job, vocab_size: int, device: torch.device) -> Tensor:
 def measure_ours(model: CausalLM, job: Job) -> Measured:
     """Times our engine; what is compiled or tuned once is so before."""
     device = model.device
-    run = compiled_next_logits(model) if job.compile else next_logits
+    run = compiled_pieces(model) if job.compile else next_logits
     ids = random_prompts(job, model.config.vocab_size, device)
     unit = piece_size(job.batch_size, device) if job.compile else 16
     cache = model.new_cache(job.batch_size, -(-job.length // unit) * unit)

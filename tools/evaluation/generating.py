@@ -44,7 +44,7 @@ class ModelWriter:
 
     Args:
         model: it has a tokenizer.
-        compile: run through torch.compile.
+        compile: run what reads prompts through torch.compile.
         prefill_tokens: see `zoo.generate`.
     """
 
@@ -63,7 +63,7 @@ class ModelWriter:
             self._model,
             list(prompts),
             max_new_tokens=max_new_tokens,
-            compile=self._compile,
+            compile="prefill" if self._compile else False,
             prefill_tokens=self._prefill_tokens,
             answers=answers,
         )

@@ -33,7 +33,7 @@ class Settings:
         limits: of what is computed at once.
         far: tokens of unrelated text before the prompts of the harness's tasks, which are scored
             without it as well; 0: only without.
-        compile: run generation through torch.compile.
+        compile: run what reads prompts to go on through torch.compile.
         log_likelihood: of the expected answers, too.
         search_text, judge_text: prose to hide things in; None: generated.
         text: of the loss by position; None: WikiText from `data`.

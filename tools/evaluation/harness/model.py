@@ -45,7 +45,7 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
         batch_size: rows that are computed at once.
         device, dtype, impl: as in `zoo.load`; only for a name.
         max_length: tokens that the model reads at most; None: its context.
-        compile: `torch.compile` for generated text.
+        compile: `torch.compile` for what reads the prompts of generated text.
         max_batch_size: the harness passes it; without meaning here.
         batch_tokens, prefill_tokens: see `BatchLimits`.
 
@@ -245,7 +245,7 @@ class ZooLM(TemplateLM):  # type: ignore[misc]
             max_new_tokens=new,
             sampling=_sampling(options),
             stop=[text for text in until if text],
-            compile=self.compile,
+            compile="prefill" if self.compile else False,
             prefill_tokens=self.limits.prefill_tokens,
         )
         return [postprocess_generated_text(row.text, until, None) for row in written]

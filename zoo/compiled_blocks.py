@@ -1,0 +1,54 @@
+"""compiled_blocks: the blocks of a model, each kind of them compiled once.
+
+A graph of a whole model has every layer in it: 12 layers take torch.compile most of a minute, 30
+more than two. Blocks of one kind run the same code on other tensors, so one graph of a block does
+for all of them, and for those of other models of the same sizes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from types import FunctionType
+
+import torch
+from torch import Tensor, nn
+
+from layers import Context, RotaryAngles
+from zoo.causal_lm import Block, CausalLM
+from zoo.config import ModelConfig
+
+_RunBlock = Callable[[nn.Module, Tensor, RotaryAngles, Context], Tensor]
+
+
+def compiled_blocks(model: CausalLM) -> Sequence[Block]:
+    """What `CausalLM.hidden_states` takes as `blocks`.
+
+    For inference: a graph is made for the first sizes that come, one for any others, and both
+    again for a single row or token.
+    """
+    weight = model.embed_tokens.weight
+    kinds = model.config.layer_types
+    return [
+        partial(_handle(_sizes(model.config, kind), weight.dtype, weight.device), block)
+        for kind, block in zip(kinds, model.layers, strict=True)
+    ]
+
+
+def _sizes(config: ModelConfig, kind: str) -> Hashable:
+    """All that tells blocks apart: the config of a model that has one of them."""
+    assert dataclasses.is_dataclass(config) and not isinstance(config, type)
+    sizes: Hashable = dataclasses.replace(config, num_hidden_layers=1, layer_types=(kind,))
+    return sizes
+
+
+@functools.cache
+def _handle(sizes: Hashable, dtype: torch.dtype, device: torch.device) -> _RunBlock:
+    # torch.compile refuses after 8 graphs of one code object, so each kind has its own.
+    own = FunctionType(_run.__code__.replace(), _run.__globals__)
+    return torch.compile(own, fullgraph=True)
+
+
+def _run(block: nn.Module, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
+    out: Tensor = block(x, rope, context)
+    return out
