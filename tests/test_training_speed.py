@@ -24,12 +24,12 @@ B, T = 2, 64
         ("logit_kl", "*"),
         ("attention_mse", "*.attention.*"),
         ("attention_mse", "*"),
+        ("attention_mse logit_kl", "*"),
     ],
 )
 def test_products_with_matrices_are_those_that_run(family, loss, train):
-    stage = Stage(
-        name="a", loss=((loss, 1.0),), train=(train,), steps=1, lr=1.0, batch_size=B, context=T
-    )
+    losses = tuple((name, 1.0) for name in loss.split())
+    stage = Stage(name="a", loss=losses, train=(train,), steps=1, lr=1.0, batch_size=B, context=T)
     student, teacher = (
         make_model(hf_config(family, layer_types=kinds, eva=EVA.to_dict()))
         for kinds in (KINDS, ["full_attention"] * 3)

@@ -7,7 +7,7 @@ inside kernels, does not count. Layers that slide in the published model are tak
 EVA's size.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -38,9 +38,14 @@ def matrix_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -> f
     total = 0.0
     if stage.weights.keys() - {"attention_mse"}:
         total += sum(n * (6 if trains else 4) for _, n, trains in _matrices(student))
-    if "logit_kl" in stage.weights and teacher is not None:
-        total += sum(2 * n for _, n, _ in _matrices(teacher))
-    if "attention_mse" not in stage.weights or teacher is None:
+    if teacher is None:
+        return total
+    run = _run(student, teacher, stage)
+    for name, numbers, _ in _matrices(teacher):
+        runs = name.startswith("layers.") and int(name.split(".")[1]) in run
+        if runs or "logit_kl" in stage.weights:
+            total += 2 * numbers
+    if "attention_mse" not in stage.weights:
         return total
     layers = aligned_layers(student, teacher)
     for name, numbers, trains in _matrices(student):
@@ -51,9 +56,6 @@ def matrix_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -> f
             reached = any(parameter.requires_grad for parameter in norm.parameters())
             gradient = reached or inside in ("o_proj", "dense")
             total += numbers * (2 + 2 * gradient + 2 * trains)
-    for name, numbers, _ in _matrices(teacher):
-        if name.startswith("layers.") and int(name.split(".")[1]) in _run(layers):
-            total += 2 * numbers
     return total
 
 
@@ -63,12 +65,11 @@ def attention_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -
     everything = range(student.config.num_hidden_layers)
     if stage.weights.keys() - {"attention_mse"}:
         total += _attention(student, everything, stage.context, 14)
-    if "logit_kl" in stage.weights and teacher is not None:
-        total += _attention(teacher, everything, stage.context, 4)
-    if "attention_mse" in stage.weights and teacher is not None:
-        layers = aligned_layers(student, teacher)
-        total += _attention(student, layers, stage.context, 14)
-        total += _attention(teacher, _run(layers), stage.context, 4)
+    if teacher is None:
+        return total
+    total += _attention(teacher, _run(student, teacher, stage), stage.context, 4)
+    if "attention_mse" in stage.weights:
+        total += _attention(student, aligned_layers(student, teacher), stage.context, 14)
     return total
 
 
@@ -80,9 +81,13 @@ def peak_flops(device: torch.device) -> float | None:
     return next((peak for part, peak in _PEAK.items() if part in name), None)
 
 
-def _run(layers: Sequence[int]) -> range:
-    """The layers that the teacher runs so that some can be compared."""
-    return range(max(layers, default=-1) + 1)
+def _run(student: CausalLM, teacher: CausalLM, stage: Stage) -> range:
+    """The layers that the teacher runs: once, whatever is compared with it."""
+    if "logit_kl" in stage.weights:
+        return range(teacher.config.num_hidden_layers)
+    if "attention_mse" in stage.weights:
+        return range(max(aligned_layers(student, teacher), default=-1) + 1)
+    return range(0)
 
 
 def _matrices(model: CausalLM) -> Iterator[tuple[str, int, bool]]:
