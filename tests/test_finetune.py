@@ -36,6 +36,7 @@ from tools.training.run import RunOptions, Screen, run_stages
 from tools.training.trainer import Loop
 
 LOSSES = ("loss", "grad_norm")
+LORA = 'lora = { rank = 2, alpha = 4.0, targets = ["*.q_proj"] }\n'
 CPU = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -123,10 +124,32 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, noise):
         assert_same(folder, "whole", "killed", stage)
 
 
-def _run_until(folder: Path, out: str, line: str | None) -> None:
-    """`line`: what a line begins with at which the run is killed."""
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_kill_while_the_model_is_written_repeats_no_step(folder, monkeypatch, lora):
+    low = DISTILL.replace('train = ["*"]', 'train = ["*.attend.*"]').replace("float32", "bfloat16")
+    write_recipe(folder, low + LORA if lora else DISTILL)
+    _run_until(folder, "whole", None)
+
+    def killed(model: zoo.CausalLM, folder: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, "save", killed)
+        with pytest.raises(Killed):
+            _run_until(folder, "killed", None)
+    assert not (folder / "killed" / "distill").exists()
+    said = _run_until(folder, "killed", None)
+    assert said == ["stage distill: 8 steps, from step 8"]
+    assert_same(folder, "whole", "killed", "distill")
+    assert _files(folder / "killed") == _files(folder / "whole")
+
+
+def _run_until(folder: Path, out: str, line: str | None) -> list[str]:
+    """What is said. `line`: what a line begins with at which the run is killed."""
+    said = []
 
     def say(text: str) -> None:
+        said.append(text)
         if line is not None and text.startswith(line):
             raise Killed
 
@@ -134,6 +157,7 @@ def _run_until(folder: Path, out: str, line: str | None) -> None:
     run_stages(
         Conversion.read(str(folder / "recipe.toml")), options, CPU, Screen(progress, say, "test")
     )
+    return said
 
 
 @pytest.mark.slow
@@ -163,9 +187,8 @@ def test_a_killed_process_goes_on_bit_for_bit(folder):
 
 @pytest.mark.slow
 def test_a_kill_at_any_change_of_a_name_loses_nothing(folder):
-    lora = 'lora = { rank = 2, alpha = 4.0, targets = ["*.q_proj"] }\n'
     low = DISTILL.replace('"distill"', '"low"').replace('train = ["*"]', 'train = ["*.attend.*"]')
-    write_recipe(folder, low.replace("steps = 8", "steps = 4") + lora, DISTILL)
+    write_recipe(folder, low.replace("steps = 8", "steps = 4") + LORA, DISTILL)
     assert run(folder, "whole", "--save-every", "3") == 0
     files = _files(folder / "whole")
     for count in range(1, 200):
