@@ -399,6 +399,31 @@ def test_a_folder_of_another_run_is_refused(folder, capsys):
     assert (folder / "mine" / "note.txt").read_text() == "mine"
 
 
+def test_other_weights_of_the_same_name_are_refused(folder, capsys):
+    """By `--weights`, and where a folder's weights have changed."""
+    write_recipe(folder, DISTILL)
+    for name in ("one", "two"):
+        shutil.copytree(folder / "base", folder / name)
+    model = zoo.load(folder / "base")
+    with torch.no_grad():
+        model.get_parameter("layers.2.mlp.down_proj.weight").mul_(1.01)
+    zoo.save(model, folder / "two")
+    one = ("--weights", str(folder / "one"))
+    assert run(folder, "run", *one) == 0
+    assert run(folder, "run", *one) == 0
+    capsys.readouterr()
+    two = str(folder / "two")
+    assert run(folder, "run", "--weights", two) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"another --weights ({one[1]}, now {two}); go on" in error
+    shutil.copytree(two, folder / "one", dirs_exist_ok=True)
+    assert run(folder, "run", *one) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"is of a run with other weights of {folder / 'base'} (folder {one[1]}" in error
+    facts = json.loads((folder / "run" / "run.json").read_text())
+    assert f"checksum {facts['base_checksum']}; now folder" in error
+
+
 @pytest.mark.parametrize(
     ("old", "new", "options", "message"),
     [
