@@ -8,23 +8,33 @@ EVA's size.
 """
 
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from recipes import Stage
+from recipes import Stage, StageDtype
 from tools.benchmarks.roofline import causal_config, visible_pairs
 from tools.training.alignment import aligned_layers
 from zoo import CausalLM
 
-# Dense matrix products in bfloat16, FLOPs per second, from the makers' data sheets.
+
+class _Peak(NamedTuple):
+    """Dense matrix products of a kind, FLOPs per second."""
+
+    bfloat16: float
+    tf32: float
+    float32: float
+
+
+# From the makers' data sheets.
 _PEAK = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
+    "A100": _Peak(312e12, 156e12, 19.5e12),
+    "H100 PCIe": _Peak(756e12, 378e12, 51e12),
+    "H100": _Peak(989e12, 494e12, 67e12),
+    "H200": _Peak(989e12, 494e12, 67e12),
+    "L40S": _Peak(362e12, 183e12, 91.6e12),
+    "RTX 4090": _Peak(165e12, 82.6e12, 82.6e12),
 }
 
 
@@ -73,12 +83,20 @@ def attention_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -
     return total
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """What a data sheet says of bfloat16 products, FLOPs per second; None if it is not known."""
+def peak_flops(device: torch.device, dtype: StageDtype) -> float | None:
+    """What a data sheet says of products as a stage of `dtype` computes them, FLOPs per second.
+
+    Of float32 that is TF32 where PyTorch may use it now. None if it is not known.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK.items() if part in name), None)
+    peak = next((peak for part, peak in _PEAK.items() if part in name), None)
+    if peak is None or dtype == "bfloat16":
+        return None if peak is None else peak.bfloat16
+    # Not `allow_tf32`, which may be read only where nothing has set this.
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return peak.tf32 if tf32 else peak.float32
 
 
 def _run(student: CausalLM, teacher: CausalLM, stage: Stage) -> range:

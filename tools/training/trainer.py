@@ -209,7 +209,7 @@ class _Meter:
         self, student: CausalLM, teacher: CausalLM | None, stage: Stage, ranks: Ranks
     ) -> None:
         self._tokens, self._device = stage.tokens_per_step, ranks.device
-        peak = peak_flops(ranks.device)
+        peak = peak_flops(ranks.device, stage.dtype)
         flops = flops_per_token(student, teacher, stage)
         self._mfu = None if peak is None else flops / (peak * ranks.count)
         self.restart()
