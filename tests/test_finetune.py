@@ -526,3 +526,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, capsys):
     for part in ("stage align", "stage distill", "8 steps of 4 x 64", "memory", "passes over all"):
         assert part in printed
     assert not (folder / "run").exists()
+
+
+def test_a_dry_run_of_several_processes_is_printed_by_the_first(folder, capsys, monkeypatch):
+    write_recipe(folder, DISTILL)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, options, status in (("0", [], 0), ("1", [], 0), ("0", ["--rows", "4"], 2)):
+        monkeypatch.setenv("RANK", rank)
+        assert run(folder, "run", "--dry-run", *options) == status
+        said = capsys.readouterr()
+        if rank == "1":
+            assert said.out + said.err == ""
+        elif status:
+            assert "rows must divide the 2 of a process, not be 4" in said.err
+        else:
+            assert "with 2 rows at a time" in said.out
