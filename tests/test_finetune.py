@@ -129,19 +129,33 @@ def test_a_kill_while_the_model_is_written_repeats_no_step(folder, monkeypatch, 
     low = DISTILL.replace('train = ["*"]', 'train = ["*.attend.*"]').replace("float32", "bfloat16")
     write_recipe(folder, low + LORA if lora else DISTILL)
     _run_until(folder, "whole", None)
+    _kill_while_it_is_written(folder, "killed", monkeypatch)
+    said = _run_until(folder, "killed", None)
+    assert said == ["stage distill: 8 steps, from step 8"]
+    assert_same(folder, "whole", "killed", "distill")
+    assert _files(folder / "killed") == _files(folder / "whole")
 
+
+@pytest.mark.slow
+def test_several_processes_write_the_model_of_a_run_that_has_trained(folder, monkeypatch):
+    write_recipe(folder, DISTILL)
+    _run_until(folder, "whole", None)
+    _kill_while_it_is_written(folder, "killed", monkeypatch)
+    result = finetune(folder, "killed", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert "from step 8" in result.stderr
+    assert_same(folder, "whole", "killed", "distill")
+
+
+def _kill_while_it_is_written(folder: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def killed(model: zoo.CausalLM, folder: Path) -> None:
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(zoo, "save", killed)
         with pytest.raises(Killed):
-            _run_until(folder, "killed", None)
-    assert not (folder / "killed" / "distill").exists()
-    said = _run_until(folder, "killed", None)
-    assert said == ["stage distill: 8 steps, from step 8"]
-    assert_same(folder, "whole", "killed", "distill")
-    assert _files(folder / "killed") == _files(folder / "whole")
+            _run_until(folder, out, None)
+    assert not (folder / out / "distill").exists()
 
 
 def _run_until(folder: Path, out: str, line: str | None) -> list[str]:
