@@ -21,7 +21,7 @@ from recipes.schema import (
     parse_recipe,
     read_recipe,
 )
-from recipes.stages import LOSSES, Lora, LossName, Stage
+from recipes.stages import LOSSES, Lora, LossName, Stage, StageDtype
 from recipes.writing import recipe_text, write_recipe
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Recipe",
     "Search",
     "Stage",
+    "StageDtype",
     "default_placement",
     "exact_layers",
     "find_recipe",

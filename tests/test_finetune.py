@@ -36,6 +36,7 @@ from tools.training.run import RunOptions, Screen, run_stages
 from tools.training.trainer import Loop
 
 LOSSES = ("loss", "grad_norm")
+LORA = 'lora = { rank = 2, alpha = 4.0, targets = ["*.q_proj"] }\n'
 CPU = Ranks(0, 1, torch.device("cpu"))
 
 
@@ -123,10 +124,46 @@ def test_a_killed_run_goes_on_bit_for_bit(folder, noise):
         assert_same(folder, "whole", "killed", stage)
 
 
-def _run_until(folder: Path, out: str, line: str | None) -> None:
-    """`line`: what a line begins with at which the run is killed."""
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_kill_while_the_model_is_written_repeats_no_step(folder, monkeypatch, lora):
+    low = DISTILL.replace('train = ["*"]', 'train = ["*.attend.*"]').replace("float32", "bfloat16")
+    write_recipe(folder, low + LORA if lora else DISTILL)
+    _run_until(folder, "whole", None)
+    _kill_while_it_is_written(folder, "killed", monkeypatch)
+    said = _run_until(folder, "killed", None)
+    assert said == ["stage distill: 8 steps, from step 8"]
+    assert_same(folder, "whole", "killed", "distill")
+    assert _files(folder / "killed") == _files(folder / "whole")
+
+
+@pytest.mark.slow
+def test_several_processes_write_the_model_of_a_run_that_has_trained(folder, monkeypatch):
+    write_recipe(folder, DISTILL)
+    _run_until(folder, "whole", None)
+    _kill_while_it_is_written(folder, "killed", monkeypatch)
+    result = finetune(folder, "killed", processes=2)
+    assert result.returncode == 0, result.stderr
+    assert "from step 8" in result.stderr
+    assert_same(folder, "whole", "killed", "distill")
+
+
+def _kill_while_it_is_written(folder: Path, out: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(model: zoo.CausalLM, folder: Path) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, "save", killed)
+        with pytest.raises(Killed):
+            _run_until(folder, out, None)
+    assert not (folder / out / "distill").exists()
+
+
+def _run_until(folder: Path, out: str, line: str | None) -> list[str]:
+    """What is said. `line`: what a line begins with at which the run is killed."""
+    said = []
 
     def say(text: str) -> None:
+        said.append(text)
         if line is not None and text.startswith(line):
             raise Killed
 
@@ -134,6 +171,7 @@ def _run_until(folder: Path, out: str, line: str | None) -> None:
     run_stages(
         Conversion.read(str(folder / "recipe.toml")), options, CPU, Screen(progress, say, "test")
     )
+    return said
 
 
 @pytest.mark.slow
@@ -163,9 +201,8 @@ def test_a_killed_process_goes_on_bit_for_bit(folder):
 
 @pytest.mark.slow
 def test_a_kill_at_any_change_of_a_name_loses_nothing(folder):
-    lora = 'lora = { rank = 2, alpha = 4.0, targets = ["*.q_proj"] }\n'
     low = DISTILL.replace('"distill"', '"low"').replace('train = ["*"]', 'train = ["*.attend.*"]')
-    write_recipe(folder, low.replace("steps = 8", "steps = 4") + lora, DISTILL)
+    write_recipe(folder, low.replace("steps = 8", "steps = 4") + LORA, DISTILL)
     assert run(folder, "whole", "--save-every", "3") == 0
     files = _files(folder / "whole")
     for count in range(1, 200):
@@ -376,6 +413,31 @@ def test_a_folder_of_another_run_is_refused(folder, capsys):
     assert (folder / "mine" / "note.txt").read_text() == "mine"
 
 
+def test_other_weights_of_the_same_name_are_refused(folder, capsys):
+    """By `--weights`, and where a folder's weights have changed."""
+    write_recipe(folder, DISTILL)
+    for name in ("one", "two"):
+        shutil.copytree(folder / "base", folder / name)
+    model = zoo.load(folder / "base")
+    with torch.no_grad():
+        model.get_parameter("layers.2.mlp.down_proj.weight").mul_(1.01)
+    zoo.save(model, folder / "two")
+    one = ("--weights", str(folder / "one"))
+    assert run(folder, "run", *one) == 0
+    assert run(folder, "run", *one) == 0
+    capsys.readouterr()
+    two = str(folder / "two")
+    assert run(folder, "run", "--weights", two) == 2
+    error = capsys.readouterr().err.strip()
+    assert f"another --weights ({one[1]}, now {two}); go on" in error
+    shutil.copytree(two, folder / "one", dirs_exist_ok=True)
+    assert run(folder, "run", *one) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"is of a run with other weights of {folder / 'base'} (folder {one[1]}" in error
+    facts = json.loads((folder / "run" / "run.json").read_text())
+    assert f"checksum {facts['base_checksum']}; now folder" in error
+
+
 @pytest.mark.parametrize(
     ("old", "new", "options", "message"),
     [
@@ -478,3 +540,18 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(folder, capsys):
     for part in ("stage align", "stage distill", "8 steps of 4 x 64", "memory", "passes over all"):
         assert part in printed
     assert not (folder / "run").exists()
+
+
+def test_a_dry_run_of_several_processes_is_printed_by_the_first(folder, capsys, monkeypatch):
+    write_recipe(folder, DISTILL)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, options, status in (("0", [], 0), ("1", [], 0), ("0", ["--rows", "4"], 2)):
+        monkeypatch.setenv("RANK", rank)
+        assert run(folder, "run", "--dry-run", *options) == status
+        said = capsys.readouterr()
+        if rank == "1":
+            assert said.out + said.err == ""
+        elif status:
+            assert "rows must divide the 2 of a process, not be 4" in said.err
+        else:
+            assert "with 2 rows at a time" in said.out

@@ -1,10 +1,12 @@
 """Training data: sources, shards that survive a kill, packing, and batches in a pure order."""
 
+import codecs
 import errno
 import gzip
 import json
 import lzma
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 
 from tests.command_line import ENVIRONMENT, ROOT, assert_mistake, run
 from tests.tiny import make_model, make_tokenizer, mixed
+from tools.text_files import read_text
 from tools.training.data.batches import Batches
 from tools.training.data.manifest import TokenizerEntry
 from tools.training.data.mixture import Mixture
@@ -114,6 +117,18 @@ def test_lines_may_be_longer_than_a_block(tmp_path: Path) -> None:
     assert [*read_documents(write_json_lines(tmp_path / "a.jsonl", texts))] == texts
 
 
+@pytest.mark.parametrize("suffix", ["", ".xz"])
+def test_a_byte_order_mark_is_no_text(tmp_path: Path, suffix: str) -> None:
+    """In front; further on it is a character like others."""
+    mark = codecs.BOM_UTF8
+    path = compress(tmp_path / f"a.txt{suffix}", mark + "one\ufeff\n<end>two".encode())
+    assert [*read_documents(str(path))] == ["one\ufeff\n<end>two"]
+    assert [*read_documents(str(path), marker="<end>")] == ["one\ufeff\n", "two"]
+    assert read_text(path) == "one\ufeff\n<end>two"
+    path = compress(tmp_path / f"a.jsonl{suffix}", mark + b'{"text": "one"}\n{"text": "two"}\n')
+    assert [*read_documents(str(path))] == ["one", "two"]
+
+
 BROKEN = {
     "json": ("a.jsonl", b'{"text": "a"}\n\n{"text": \n', "a.jsonl, line 3: not valid JSON"),
     "number": ("a.jsonl", b"1" * 5000, "a.jsonl, line 1: not valid JSON"),
@@ -191,6 +206,26 @@ def test_numbered_files_are_one_source() -> None:
 
 
 # Shards
+
+
+EMPTY = {
+    "zero": ("b.txt", b""),
+    "blanks": ("b.txt", b"\n \t" * (1 << 20)),
+    "mark": ("b.txt", codecs.BOM_UTF8 + b"\n"),
+    "compressed": ("b.txt.gz", b"\n"),
+    "lines": ("b.jsonl", b'\n{"text": " "}\n'),
+}
+
+
+@pytest.mark.parametrize(("name", "content"), EMPTY.values(), ids=EMPTY)
+def test_an_empty_file_is_named_before_anything_is_written(
+    tmp_path: Path, tokenizer: Tokenizer, name: str, content: bytes
+) -> None:
+    first = write_json_lines(tmp_path / "a.jsonl", make_texts(3))
+    empty = compress(tmp_path / name, content)
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(empty))} holds no text$"):
+        tokenize([first, str(empty)], tokenizer, tmp_path / "out", jobs=1)
+    assert not (tmp_path / "out").exists()
 
 
 def contents(folder: Path) -> dict[str, bytes]:

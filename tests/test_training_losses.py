@@ -7,10 +7,11 @@ from torch.nn import functional as F
 
 from flasheva import EvaConfig
 from layers import Context
-from recipes import LossName
+from recipes import LossName, Stage
 from tests.tiny import FAMILIES, hf_config, make_model, mixed
 from tools.training.alignment import Alignment, aligned_layers
 from tools.training.losses import HeadLosses, Teacher, TokenSum, head_losses
+from tools.training.objective import Objective
 from zoo import CausalLM
 from zoo.alive_bytes import AliveBytes
 
@@ -438,7 +439,6 @@ def test_alignment_is_zero_where_nothing_is_converted(family: str) -> None:
     with Alignment(same, teacher) as alignment:
         loss = alignment.loss(some_ids())
         assert alignment.layers == ()
-        assert list(alignment.layer_errors(some_ids())) == []
     assert loss.total == 0
     assert loss.count == 2 * TOKENS
 
@@ -454,15 +454,16 @@ def test_alignment_is_zero_where_the_window_holds_everything(family: str) -> Non
 def test_every_layer_is_given_what_the_teacher_has_there() -> None:
     """An error in one layer of the student changes nothing in the next ones."""
     student, teacher = pair("llama", NARROW, ("eva_attention", "eva_attention", "eva_attention"))
+    queries = [layer.attention.q_proj.weight for layer in student.layers]  # type: ignore[union-attr]
+    gradients = []
     with Alignment(student, teacher) as alignment:
-        before = list(alignment.layer_errors(some_ids()))
-        with torch.no_grad():
-            student.layers[0].attention.o_proj.weight.add_(1.0)  # type: ignore[union-attr, operator]
-            student.layers[0].mlp.down_proj.weight.add_(1.0)  # type: ignore[union-attr, operator]
-        after = list(alignment.layer_errors(some_ids()))
-    changed = [
-        one.error.total != other.error.total for one, other in zip(before, after, strict=True)
-    ]
+        for _ in range(2):
+            total = alignment.loss(some_ids()).total
+            gradients.append(torch.autograd.grad(total, queries))  # type: ignore[arg-type]
+            with torch.no_grad():
+                student.layers[0].attention.o_proj.weight.add_(1.0)  # type: ignore[union-attr, operator]
+                student.layers[0].mlp.down_proj.weight.add_(1.0)  # type: ignore[union-attr, operator]
+    changed = [not torch.equal(one, other) for one, other in zip(*gradients, strict=True)]
     assert changed == [True, False, False]
 
 
@@ -483,22 +484,6 @@ def test_alignment_reaches_the_attention_of_converted_layers_only(family: str) -
     assert reached <= expected
     assert {n for n in expected if "k_proj.bias" not in n} <= reached
     assert all(p.grad is None for p in teacher.parameters())
-
-
-def test_layer_by_layer_gradients_are_those_of_the_sum() -> None:
-    student, teacher = pair("phi", NARROW)
-    ids = some_ids()
-    start = torch.zeros_like(ids)
-    start[:, 16:] = 16
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    with Alignment(student, teacher) as alignment:
-        alignment.loss(ids, start).mean.backward()
-        wanted = [None if p.grad is None else p.grad.clone() for p in parameters]
-        student.zero_grad()
-        for _, error in alignment.layer_errors(ids, start):
-            error.mean.backward()
-    for parameter, gradient in zip(parameters, wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
 
 
 def test_packed_documents_align_as_they_do_alone() -> None:
@@ -537,7 +522,6 @@ def test_a_teacher_that_is_asked_for_its_logits_leaves_nothing_behind() -> None:
         with AliveBytes() as alive:
             teacher(ids)
         assert alive.now == 0
-        next(alignment.layer_errors(ids))  # and no more of them
         assert alignment.loss(ids).total == before
 
 
@@ -564,3 +548,67 @@ def test_alignment_compiles_whole() -> None:
             lambda ids: alignment.loss(ids).total, fullgraph=True, backend="eager"
         )
         torch.testing.assert_close(compiled(some_ids()), alignment.loss(some_ids()).total)
+
+
+# Sums of losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("family", ALL)
+def test_a_sum_runs_the_teacher_once_and_has_the_numbers_of_two_runs(
+    family: str, dtype: torch.dtype
+) -> None:
+    """The last layer is exact, so that the teacher has to go on behind what is aligned."""
+    first = "sliding_attention" if family == "gemma3_text" else "eva_attention"
+    student, teacher = pair(family, NARROW, (first, "eva_attention", "full_attention"))
+    teacher.requires_grad_(False)
+    if dtype == torch.bfloat16:
+        student.float()
+        teacher.bfloat16()
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    ids = some_ids()
+    labels = ids.roll(-1, 1)
+    labels[:, -3:] = -100
+    start = torch.zeros_like(ids)
+    start[:, 16:] = 16
+    loss: tuple[tuple[LossName, float], ...] = (("attention_mse", 0.5), *BOTH.items())
+    stage = Stage(name="s", loss=loss, train=("*",), steps=1, lr=1.0)
+    with Alignment(student, teacher) as alignment, autocast:
+        aligned = alignment.loss(ids, start, labels != -100).total
+        hidden = student.hidden_states(ids, seq_start=start)
+        taught = Teacher(teacher.hidden_states(ids, seq_start=start), teacher.lm_head)
+        head = head_losses(hidden, student.lm_head, labels, weights=BOTH, teacher=taught)
+        wanted = 0.5 * aligned + head.objective.total
+    wanted.backward()
+    gradients = [p.grad for p in student.parameters()]
+    student.zero_grad()
+    calls: list[int] = []
+    for layer, block in enumerate(teacher.layers):
+        block.register_forward_hook(lambda *_, layer=layer: calls.append(layer))
+    objective = Objective(student, teacher, stage)
+    with autocast:
+        total, losses = objective(ids, labels, start)
+    total.backward()
+    objective.close()
+    assert calls == [0, 1, 2]
+    assert torch.equal(total, wanted)
+    assert losses["attention_mse"] == aligned
+    for name in BOTH:
+        assert losses[name] == head.losses[name].total
+    for parameter, gradient in zip(student.parameters(), gradients, strict=True):
+        assert (parameter.grad is None) == (gradient is None)
+        assert gradient is None or torch.equal(parameter.grad, gradient)  # type: ignore[arg-type]
+
+
+def test_a_sum_compiles_whole() -> None:
+    student, teacher = pair("llama", NARROW)
+    loss: tuple[tuple[LossName, float], ...] = (("attention_mse", 0.5), *BOTH.items())
+    stage = Stage(name="s", loss=loss, train=("*",), steps=1, lr=1.0)
+    objective = Objective(student, teacher.requires_grad_(False), stage)
+    ids = some_ids()
+    batch = ids, ids.roll(-1, 1), torch.zeros_like(ids)
+    wanted, _ = objective(*batch)
+    objective.compile(fullgraph=True, backend="eager")
+    found, _ = objective(*batch)
+    objective.close()
+    torch.testing.assert_close(found, wanted)

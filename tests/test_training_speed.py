@@ -1,4 +1,4 @@
-"""matrix_flops: the matrix products of a step are as many as PyTorch counts."""
+"""matrix_flops: as many matrix products as PyTorch counts; peak_flops: by what they run in."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from recipes import Stage
 from tests.tiny import hf_config, make_model
 from tools.training.objective import Objective
 from tools.training.parameters import prepare
-from tools.training.speed import matrix_flops
+from tools.training.speed import matrix_flops, peak_flops
 
 EVA = EvaConfig(window_size=8, chunk_size=4)
 KINDS = ["eva_attention", "full_attention", "eva_attention"]
@@ -24,12 +24,12 @@ B, T = 2, 64
         ("logit_kl", "*"),
         ("attention_mse", "*.attention.*"),
         ("attention_mse", "*"),
+        ("attention_mse logit_kl", "*"),
     ],
 )
 def test_products_with_matrices_are_those_that_run(family, loss, train):
-    stage = Stage(
-        name="a", loss=((loss, 1.0),), train=(train,), steps=1, lr=1.0, batch_size=B, context=T
-    )
+    losses = tuple((name, 1.0) for name in loss.split())
+    stage = Stage(name="a", loss=losses, train=(train,), steps=1, lr=1.0, batch_size=B, context=T)
     student, teacher = (
         make_model(hf_config(family, layer_types=kinds, eva=EVA.to_dict()))
         for kinds in (KINDS, ["full_attention"] * 3)
@@ -45,3 +45,25 @@ def test_products_with_matrices_are_those_that_run(family, loss, train):
     # Maps of summaries, a hundredth here, are left out.
     ours = matrix_flops(student, teacher, stage)
     assert ours == pytest.approx(products / (B * T), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "peaks"),
+    [
+        ("NVIDIA H200", (989e12, 494e12, 67e12)),
+        ("NVIDIA H100 PCIe", (756e12, 378e12, 51e12)),
+        ("NVIDIA Something New", (None, None, None)),
+    ],
+)
+def test_the_peak_is_that_of_what_products_run_in(monkeypatch, name, peaks):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    device, before = torch.device("cuda"), torch.get_float32_matmul_precision()
+    bfloat16, tf32, float32 = peaks
+    try:
+        for precision, of_float32 in (("highest", float32), ("high", tf32), ("medium", tf32)):
+            torch.set_float32_matmul_precision(precision)
+            assert peak_flops(device, "bfloat16") == bfloat16
+            assert peak_flops(device, "float32") == of_float32
+            assert peak_flops(torch.device("cpu"), "float32") is None
+    finally:
+        torch.set_float32_matmul_precision(before)

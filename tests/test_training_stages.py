@@ -502,6 +502,17 @@ def test_checkpointing_and_fewer_rows_need_less() -> None:
     assert of[1, True] < of[1, False]
 
 
+def test_a_plan_is_of_one_of_several_processes() -> None:
+    ours = stage(batch_size=4)
+    half, two_rows, whole = (
+        make_plan(config("llama"), (ours,), **options)[0]  # type: ignore[arg-type]
+        for options in ({"ranks": 2}, {"rows": 2}, {})
+    )
+    assert (half.rows, whole.rows) == (2, 4)
+    assert half.memory == two_rows.memory
+    assert half.tokens == whole.tokens
+
+
 def test_adapters_are_planned_stage_by_stage() -> None:
     first = stage(name="low", train=(), lora=LORA)
     low, whole = make_plan(config("llama"), (first, stage()))
@@ -519,7 +530,9 @@ def test_adapters_are_planned_stage_by_stage() -> None:
             {},
             "stage 's': context must be a multiple of chunk_size=4, not 18: rows are packed",
         ),
-        ({}, {"rows": 3}, "stage 's': rows must divide batch_size=2, not be 3"),
+        ({}, {"rows": 3}, "stage 's': rows must divide the 2 of a process, not be 3"),
+        ({}, {"rows": 2, "ranks": 2}, "stage 's': rows must divide the 1 of a process, not be 2"),
+        ({}, {"ranks": 3}, "stage 's': batch_size 2 must be a multiple of the 3 processes"),
         ({}, {"tokens_per_second": 0.0}, r"tokens_per_second must be positive, not 0\.0"),
     ],
 )

@@ -80,11 +80,15 @@ def finetune(
     metrics.jsonl there has a line a step.
     """
     from tools.training.models import Conversion
+    from tools.training.ranks import launched
 
+    rank, processes = launched()
+    if dry_run and rank:
+        return  # the first process prints for all
     conversion = Conversion.read(recipe, weights)
     shares = _shares(share)
     if dry_run:
-        _plan(conversion, loop, tokens, shares, speed)
+        _plan(conversion, loop, tokens, shares, speed, processes)
         return
     if speed is not None:
         raise ValueError("--speed is for --dry-run")
@@ -123,6 +127,7 @@ def _plan(
     tokens: Path | None,
     shares: dict[str, float] | None,
     speed: float | None,
+    processes: int,
 ) -> None:
     import torch
 
@@ -135,11 +140,14 @@ def _plan(
     recipe = conversion.recipe
     print(f"{recipe.name}: {conversion.base}, weights {conversion.weights}")
     config = conversion.config()
-    check_stages(config, recipe.stages, weights=conversion.weights, rows=loop.rows, ranks=1)
+    check_stages(
+        config, recipe.stages, weights=conversion.weights, rows=loop.rows, ranks=processes
+    )
     plans = make_plan(
         config,
         recipe.stages,
         rows=loop.rows,
+        ranks=processes,
         checkpointing=loop.checkpointing,
         tokens_per_second=speed,
     )

@@ -33,7 +33,7 @@ def read_text(path: Path) -> str:
 
 
 def read_lines(path: Path) -> str:
-    """Reads a UTF-8 file as it is, but decompressed; see `read_text`."""
+    """Reads a UTF-8 file as it is, but decompressed and without a byte order mark."""
     return decode(b"".join(read_blocks(path)), str(path))
 
 
@@ -61,9 +61,13 @@ def read_blocks(path: Path, advance: Callable[[int], None] | None = None) -> Ite
 
 
 def decode(content: bytes, source: str) -> str:
-    """UTF-8 to text, line ends as they are; a ValueError names the `source`."""
+    """UTF-8 to text, line ends as they are, without a byte order mark in front.
+
+    Raises:
+        ValueError: it is not UTF-8; names the `source`.
+    """
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{source} is not UTF-8 text (at byte {error.start})") from None
 

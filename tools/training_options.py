@@ -28,7 +28,10 @@ class LoopSettings:
     checkpointing: Annotated[
         bool, option(_RUNNING, "Compute blocks again in the backward pass: less memory.")
     ] = False
-    save_every: Annotated[int, option(_RUNNING, "Steps between checkpoints; 0: none.")] = 200
+    save_every: Annotated[
+        int,
+        option(_RUNNING, "Steps between checkpoints, and one behind the last step; 0: none."),
+    ] = 200
     spike: Annotated[
         float,
         option(

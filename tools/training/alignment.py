@@ -21,9 +21,8 @@ parameters of their own: `fully_shard([block.input_layernorm, block.attention])`
 Dims: B rows, T tokens, E hidden, L layers.
 """
 
-from collections.abc import Iterator
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -31,18 +30,6 @@ from torch import Tensor, nn
 from layers import Context, RotaryAngles
 from tools.training.losses import TokenSum
 from zoo import CausalLM
-
-
-class LayerError(NamedTuple):
-    """Of one layer.
-
-    Attributes:
-        layer: from 0.
-        error: its part of the loss: already divided by the number of layers compared.
-    """
-
-    layer: int
-    error: TokenSum
 
 
 class Alignment:
@@ -71,35 +58,37 @@ class Alignment:
     def loss(
         self, ids: Tensor, seq_start: Tensor | None = None, mask: Tensor | None = None
     ) -> TokenSum:
-        """The loss of all layers, whose graphs are alive together; arguments as `layer_errors`."""
-        total = torch.zeros((), device=ids.device, dtype=_wide(self.student))
-        for _, error in self.layer_errors(ids, seq_start, mask):
-            total = total + error.total
-        return TokenSum(total, _count(ids, mask))
-
-    def layer_errors(
-        self, ids: Tensor, seq_start: Tensor | None = None, mask: Tensor | None = None
-    ) -> Iterator[LayerError]:
-        """Runs the teacher once and yields every layer's part of the loss, which add up to it.
-
-        Call `backward` on each before the next one is taken: then the activations of one
-        layer's attention are alive, not those of all.
+        """The loss of all layers, whose graphs are alive together.
 
         Args:
             ids: int64 [B, T].
             seq_start: int [B, T], as `CausalLM.forward`.
             mask: bool [B, T], the tokens that count; None: all.
         """
-        if not self.layers:
-            return
-        count = _count(ids, mask)
+        # What follows the last layer that is compared changes nothing.
+        loss, _ = self._run(ids, seq_start, mask, max(self.layers, default=-1) + 1)
+        return loss
+
+    def loss_and_hidden(
+        self, ids: Tensor, seq_start: Tensor | None = None, mask: Tensor | None = None
+    ) -> tuple[TokenSum, Tensor]:
+        """The loss, and the teacher's `hidden_states`, of one pass; arguments as `loss`."""
+        loss, x = self._run(ids, seq_start, mask, len(self.teacher.layers))
+        with torch.no_grad():
+            return loss, self.teacher.norm(x)
+
+    def _run(
+        self, ids: Tensor, seq_start: Tensor | None, mask: Tensor | None, depth: int
+    ) -> tuple[TokenSum, Tensor]:
+        """The loss over the first `depth` layers, and what the teacher has behind them."""
+        total = torch.zeros((), device=ids.device, dtype=_wide(self.student))
         dtype = self.student.embed_tokens.weight.dtype
         context = Context.of(ids, None, seq_start, None)
         with torch.no_grad():
             x = self.teacher.embed(ids)
             ropes = self.teacher.rotary(context, x.dtype)
             student_ropes = self.student.rotary(context, dtype)
-        for layer in range(self.layers[-1] + 1):  # what follows the last one changes nothing
+        for layer in range(depth):
             with torch.no_grad():
                 before = x
                 self._keep.wanted = True
@@ -108,11 +97,11 @@ class Alignment:
             if target is None:
                 continue
             output = _attend(self.student, layer, before.to(dtype), student_ropes[layer], context)
-            wide = _wide(self.student)
-            error = (output.to(wide) - target.to(wide)).square().mean(-1)
+            error = (output.to(total.dtype) - target.to(total.dtype)).square().mean(-1)
             if mask is not None:
                 error = torch.where(mask, error, 0)
-            yield LayerError(layer, TokenSum(error.sum() / len(self.layers), count))
+            total = total + error.sum() / len(self.layers)
+        return TokenSum(total, _count(ids, mask)), x
 
     def close(self) -> None:
         """Takes the hooks off the teacher."""

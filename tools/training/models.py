@@ -1,7 +1,9 @@
 """The models of a run: which base a recipe converts, its teacher, and a stage's student."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -12,7 +14,21 @@ from recipes import names as recipe_names
 from zoo import CausalLM, Tokenizer
 from zoo.config import ModelConfig
 from zoo.description import describe
+from zoo.opening import adapter_of, open_target
 from zoo.target import resolve
+from zoo.weights.adapter import checksum
+
+
+class BaseWeights(NamedTuple):
+    """Which weights a run begins with.
+
+    Attributes:
+        source: where they came from, one phrase.
+        checksum: over 64 values of every tensor, as adapters know their bases.
+    """
+
+    source: str
+    checksum: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,22 @@ class Conversion:
         return describe(
             self.base, weights=self.weights, eva=self.eva, layer_types=self.layer_types
         )
+
+    def base_weights(self) -> BaseWeights:
+        """What tells the weights of the base from others of the same name; reads all of them.
+
+        Raises:
+            ValueError: they cannot be had.
+        """
+        if self.weights == "random":
+            return BaseWeights("random weights", "random")
+        target = resolve(self.base)
+        adapter = adapter_of(target, self.weights, None, None)
+        found = open_target(target, self.weights, None, adapter)
+        digest = hashlib.sha256()
+        for name in sorted(found.tensors.keys()):
+            digest.update(f"{name} {checksum(found.tensors.load(name))}\n".encode())
+        return BaseWeights(found.source, digest.hexdigest()[:16])
 
     def student(
         self, stage: Stage, before: Path | None, device: torch.device, impl: Impl

@@ -67,10 +67,14 @@ class Objective(nn.Module):
         """
         total: Tensor | None = None
         losses: dict[LossName, Tensor] = {}
+        mask, taught = labels != IGNORED, None
         if self._alignment is not None:
-            error = self._alignment.loss(ids, seq_start, labels != IGNORED).total
-            losses["attention_mse"] = error.detach()
-            total = self._attention * error
+            if "logit_kl" in self._head:  # the teacher runs once for both
+                aligned, taught = self._alignment.loss_and_hidden(ids, seq_start, mask)
+            else:
+                aligned = self._alignment.loss(ids, seq_start, mask)
+            losses["attention_mse"] = aligned.total.detach()
+            total = self._attention * aligned.total
         if self._head:
             hidden = self.student.hidden_states(ids, seq_start=seq_start)
             found = head_losses(
@@ -78,7 +82,7 @@ class Objective(nn.Module):
                 self.student.lm_head,
                 labels,
                 weights=self._head,
-                teacher=self._taught(ids, seq_start) if "logit_kl" in self._head else None,
+                teacher=self._taught(ids, seq_start, taught),
                 temperature=self._temperature,
             )
             losses |= {name: loss.total for name, loss in found.losses.items()}
@@ -92,8 +96,13 @@ class Objective(nn.Module):
         if self._alignment is not None:
             self._alignment.close()
 
-    def _taught(self, ids: Tensor, seq_start: Tensor) -> Teacher:
+    def _taught(self, ids: Tensor, seq_start: Tensor, hidden: Tensor | None) -> Teacher | None:
+        """What `logit_kl` compares with, if it counts; `hidden` if it is known already."""
+        if "logit_kl" not in self._head:
+            return None
         (teacher,) = self._teacher
         assert teacher is not None
-        with torch.no_grad():
-            return Teacher(teacher.hidden_states(ids, seq_start=seq_start), teacher.lm_head)
+        if hidden is None:
+            with torch.no_grad():
+                hidden = teacher.hidden_states(ids, seq_start=seq_start)
+        return Teacher(hidden, teacher.lm_head)

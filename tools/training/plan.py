@@ -11,6 +11,7 @@ from recipes import Stage
 from tools.training.lora import merge_lora
 from tools.training.memory import Memory, converted_layers, memory_of_stage
 from tools.training.parameters import optimizer_groups, prepare
+from tools.training.preflight import rows_at_a_time
 from zoo.config import ModelConfig
 from zoo.families import build
 
@@ -45,7 +46,7 @@ class StagePlan:
         numbers: parameters that train.
         all_numbers: parameters of the model, adapters among them.
         steps, tokens: its length.
-        rows: B.
+        rows: B, of a process.
         memory: an estimate.
         seconds: an estimate; None without a speed to make it of.
     """
@@ -66,6 +67,7 @@ def make_plan(
     stages: Sequence[Stage],
     *,
     rows: int | None = None,
+    ranks: int = 1,
     checkpointing: bool = False,
     teacher_bytes: int = 2,
     tokens_per_second: float | None = None,
@@ -75,15 +77,16 @@ def make_plan(
     Args:
         config: of the student.
         stages: of a recipe.
-        rows: rows that a GPU computes at a time; None: the whole batch of the stage.
+        rows: rows that a process computes at a time; None: all of its part of the batch.
+        ranks: processes.
         checkpointing: blocks are computed again in the backward pass.
         teacher_bytes: of one of the teacher's weights.
         tokens_per_second: of all GPUs together, for the time.
 
     Raises:
         ValueError: patterns that fit nothing, a loss with nothing to compare, a context that is
-            not whole chunks, a speed or number of rows that is not positive, or rows that do not
-            divide a batch.
+            not whole chunks, a speed or number of rows that is not positive, processes that do
+            not divide a batch, or rows that do not divide the part of one.
     """
     if tokens_per_second is not None and not tokens_per_second > 0:
         raise ValueError(f"tokens_per_second must be positive, not {tokens_per_second}")
@@ -94,12 +97,7 @@ def make_plan(
         for stage in stages:
             merge_lora(model)
             prepare(model, stage)
-            at_once = stage.batch_size if rows is None else rows
-            if at_once < 1 or stage.batch_size % at_once:
-                raise ValueError(
-                    f"stage {stage.name!r}: rows must divide batch_size={stage.batch_size}, "
-                    f"not be {at_once}"
-                )
+            at_once = rows_at_a_time(stage, rows, ranks)
             if "attention_mse" in stage.weights and not converted_layers(model):
                 raise ValueError(
                     f"stage {stage.name!r}: 'attention_mse' compares converted layers, and the "

@@ -74,6 +74,12 @@ class Ranks:
             raise failed
 
 
+def launched() -> tuple[int, int]:
+    """This process's rank and how many there are, by torchrun's environment; no group is made."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    return (int(os.environ.get("RANK", "0")) if count > 1 else 0), count
+
+
 @contextmanager
 def joined(device: str | None) -> Iterator[Ranks]:
     """The process group that torchrun describes in the environment, if it does.
@@ -85,7 +91,7 @@ def joined(device: str | None) -> Iterator[Ranks]:
         ValueError: a device that is not there.
     """
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    _, count = launched()
     if count == 1:
         yield Ranks(0, 1, _usable(kind))
         return

@@ -1,6 +1,6 @@
 """Run: a recipe's stages one after the other, in a folder from which the same command goes on.
 
-    run.json              recipe, texts and settings that decide about numbers; versions, device
+    run.json              what decides about numbers; versions, device (run_file.py)
     metrics.jsonl         a line a step (metrics.py)
     tensorboard/STAGE/    if asked for
     checkpoints/STAGE/    of the stage that is running (checkpoints.py)
@@ -12,12 +12,9 @@ A stage begins with the folder of the one before, also where both run in one go:
 killed between them has the same numbers.
 """
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
@@ -25,26 +22,24 @@ from safetensors import SafetensorError
 
 import zoo
 from flasheva import Impl
-from recipes import Stage, recipe_text
-from tools.results import device_name
+from recipes import Stage
 from tools.training.checkpoints import Checkpoints
 from tools.training.checks import CheckOptions, Checks
 from tools.training.data.batches import Batches, BatchesState
 from tools.training.data.shards import Shards, open_shards
 from tools.training.data.tokenizers import fingerprint
-from tools.training.data.writing import alone
 from tools.training.lora import lora_factors, merge_lora
 from tools.training.metrics import Metrics
 from tools.training.models import Conversion, give_tokenizer
 from tools.training.parameters import is_adapter, prepare
-from tools.training.preflight import ADAPTER, check_stages, remove_leftovers
+from tools.training.preflight import ADAPTER, check_stages
 from tools.training.ranks import Ranks, whole_state
+from tools.training.run_file import begin
 from tools.training.trainer import Hooks, Loop, train_stage
 from zoo import CausalLM, Tokenizer
 from zoo.adapters import changed_matrices
-from zoo.weights.atomic import write_text
 
-RUN_FILE, METRICS_FILE = "run.json", "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 _PREFETCH = 2
 
 Bar = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -141,11 +136,12 @@ def run_stages(conversion: Conversion, options: RunOptions, ranks: Ranks, screen
         deal(shards, conversion, stage, index, options.shares, ranks, prefetch=_PREFETCH)
         for index, stage in enumerate(stages)
     ]
-    identity = _identity(conversion, deals)
     with ExitStack() as stack:
         for batches in deals:
             stack.callback(batches.close)
-        ranks.first_does(lambda: _begin(stack, options.out, identity, screen.command, ranks))
+        ranks.first_does(
+            lambda: begin(stack, options.out, conversion, deals, screen.command, ranks)
+        )
         before: Path | None = None
         for stage, batches in zip(stages, deals, strict=True):
             folder = options.out / stage.name
@@ -281,64 +277,6 @@ def _tokenizer(model: CausalLM, given: Tokenizer | None, shards: Shards) -> Toke
             "with --tokenizer and this model's name"
         )
     return model.tokenizer
-
-
-def _identity(conversion: Conversion, deals: list[Batches]) -> dict[str, object]:
-    """What a run must go on with."""
-    return {
-        "recipe": recipe_text(conversion.recipe),
-        "base": conversion.base,
-        "weights": conversion.weights,
-        "batches": [batches.state_dict()["plan"] for batches in deals],
-    }
-
-
-def _begin(
-    stack: ExitStack, out: Path, identity: Mapping[str, object], command: str, ranks: Ranks
-) -> None:
-    """Writes run.json, or sees that it is of this run; until `stack` ends, nobody else can."""
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out must name a folder, and {out} is a file")
-    path = out / RUN_FILE
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            found = None
-        if not isinstance(found, dict):
-            raise ValueError(f"{path} is not of a run; name a new folder")
-        stack.enter_context(alone(out))
-        remove_leftovers(out)
-        for key, value in identity.items():
-            if found.get(key) != value:
-                raise ValueError(
-                    f"{out} is of a run with another {_NAMES[key]}; go on with the same, or name "
-                    "a new folder"
-                )
-        return
-    # A kill may have left a run.json that has not got its name.
-    if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-        raise ValueError(f"will not write to {out}, which has files but no {RUN_FILE}")
-    out.mkdir(parents=True, exist_ok=True)
-    stack.enter_context(alone(out))
-    remove_leftovers(out)
-    facts = {
-        "command": command,
-        "device": device_name(ranks.device),
-        "processes": ranks.count,
-        "torch": torch.__version__,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "host_cpus": os.cpu_count(),
-    }
-    write_text(path, json.dumps(dict(identity) | facts, indent=1) + "\n")
-
-
-_NAMES = {
-    "recipe": "recipe",
-    "base": "base",
-    "weights": "--weights",
-    "batches": "tokens, shares of sources, batch or context",
-}
 
 
 def _nothing(steps: int) -> None:

@@ -7,24 +7,34 @@ inside kernels, does not count. Layers that slide in the published model are tak
 EVA's size.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from recipes import Stage
+from recipes import Stage, StageDtype
 from tools.benchmarks.roofline import causal_config, visible_pairs
 from tools.training.alignment import aligned_layers
 from zoo import CausalLM
 
-# Dense matrix products in bfloat16, FLOPs per second, from the makers' data sheets.
+
+class _Peak(NamedTuple):
+    """Dense matrix products of a kind, FLOPs per second."""
+
+    bfloat16: float
+    tf32: float
+    float32: float
+
+
+# From the makers' data sheets.
 _PEAK = {
-    "A100": 312e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H200": 989e12,
-    "L40S": 362e12,
-    "RTX 4090": 165e12,
+    "A100": _Peak(312e12, 156e12, 19.5e12),
+    "H100 PCIe": _Peak(756e12, 378e12, 51e12),
+    "H100": _Peak(989e12, 494e12, 67e12),
+    "H200": _Peak(989e12, 494e12, 67e12),
+    "L40S": _Peak(362e12, 183e12, 91.6e12),
+    "RTX 4090": _Peak(165e12, 82.6e12, 82.6e12),
 }
 
 
@@ -38,9 +48,14 @@ def matrix_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -> f
     total = 0.0
     if stage.weights.keys() - {"attention_mse"}:
         total += sum(n * (6 if trains else 4) for _, n, trains in _matrices(student))
-    if "logit_kl" in stage.weights and teacher is not None:
-        total += sum(2 * n for _, n, _ in _matrices(teacher))
-    if "attention_mse" not in stage.weights or teacher is None:
+    if teacher is None:
+        return total
+    run = _run(student, teacher, stage)
+    for name, numbers, _ in _matrices(teacher):
+        runs = name.startswith("layers.") and int(name.split(".")[1]) in run
+        if runs or "logit_kl" in stage.weights:
+            total += 2 * numbers
+    if "attention_mse" not in stage.weights:
         return total
     layers = aligned_layers(student, teacher)
     for name, numbers, trains in _matrices(student):
@@ -51,9 +66,6 @@ def matrix_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -> f
             reached = any(parameter.requires_grad for parameter in norm.parameters())
             gradient = reached or inside in ("o_proj", "dense")
             total += numbers * (2 + 2 * gradient + 2 * trains)
-    for name, numbers, _ in _matrices(teacher):
-        if name.startswith("layers.") and int(name.split(".")[1]) in _run(layers):
-            total += 2 * numbers
     return total
 
 
@@ -63,26 +75,37 @@ def attention_flops(student: CausalLM, teacher: CausalLM | None, stage: Stage) -
     everything = range(student.config.num_hidden_layers)
     if stage.weights.keys() - {"attention_mse"}:
         total += _attention(student, everything, stage.context, 14)
-    if "logit_kl" in stage.weights and teacher is not None:
-        total += _attention(teacher, everything, stage.context, 4)
-    if "attention_mse" in stage.weights and teacher is not None:
-        layers = aligned_layers(student, teacher)
-        total += _attention(student, layers, stage.context, 14)
-        total += _attention(teacher, _run(layers), stage.context, 4)
+    if teacher is None:
+        return total
+    total += _attention(teacher, _run(student, teacher, stage), stage.context, 4)
+    if "attention_mse" in stage.weights:
+        total += _attention(student, aligned_layers(student, teacher), stage.context, 14)
     return total
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """What a data sheet says of bfloat16 products, FLOPs per second; None if it is not known."""
+def peak_flops(device: torch.device, dtype: StageDtype) -> float | None:
+    """What a data sheet says of products as a stage of `dtype` computes them, FLOPs per second.
+
+    Of float32 that is TF32 where PyTorch may use it now. None if it is not known.
+    """
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in _PEAK.items() if part in name), None)
+    peak = next((peak for part, peak in _PEAK.items() if part in name), None)
+    if peak is None or dtype == "bfloat16":
+        return None if peak is None else peak.bfloat16
+    # Not `allow_tf32`, which may be read only where nothing has set this.
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return peak.tf32 if tf32 else peak.float32
 
 
-def _run(layers: Sequence[int]) -> range:
-    """The layers that the teacher runs so that some can be compared."""
-    return range(max(layers, default=-1) + 1)
+def _run(student: CausalLM, teacher: CausalLM, stage: Stage) -> range:
+    """The layers that the teacher runs: once, whatever is compared with it."""
+    if "logit_kl" in stage.weights:
+        return range(teacher.config.num_hidden_layers)
+    if "attention_mse" in stage.weights:
+        return range(max(aligned_layers(student, teacher), default=-1) + 1)
+    return range(0)
 
 
 def _matrices(model: CausalLM) -> Iterator[tuple[str, int, bool]]:

@@ -41,7 +41,7 @@ class Loop:
         rows: rows that a process computes at a time; None: all that it has.
         compile: whether the losses are compiled.
         checkpointing: whether blocks are computed again in the backward pass.
-        save_every: steps between checkpoints; 0: none.
+        save_every: steps between checkpoints, of which the last step has one too; 0: none.
         check_every: steps between checks; 0: none.
         spike: see `Guard`.
     """
@@ -148,7 +148,8 @@ def train_stage(
                 hooks.metrics.write(step, values)
                 hooks.say(_line(stage, done, values))
             hooks.advance(1)
-            if loop.save_every and done % loop.save_every == 0 and done < stage.num_steps:
+            # The last one is for what follows training: writing the model may fail.
+            if _due(done, loop.save_every, stage.num_steps):
                 if hooks.metrics is not None:
                     hooks.metrics.sync()
                 checkpoints.save(done, student, optimizer, list(guard.norms))
@@ -208,7 +209,7 @@ class _Meter:
         self, student: CausalLM, teacher: CausalLM | None, stage: Stage, ranks: Ranks
     ) -> None:
         self._tokens, self._device = stage.tokens_per_step, ranks.device
-        peak = peak_flops(ranks.device)
+        peak = peak_flops(ranks.device, stage.dtype)
         flops = flops_per_token(student, teacher, stage)
         self._mfu = None if peak is None else flops / (peak * ranks.count)
         self.restart()

@@ -7,9 +7,11 @@ What a source is follows from its name:
     *.jsonl, *.jsonl.zst, ...   one JSON object a line
     anything else               UTF-8 text: one document, or several that a marker parts
 
-.xz, .gz and .zst are decompressed. Documents of blanks only are left out.
+.xz, .gz and .zst are decompressed, a byte order mark in front is dropped. Documents of blanks
+only are left out.
 """
 
+import codecs
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -123,6 +125,21 @@ def read_documents(
             yield _valid(text, place)
     if none:
         raise ValueError(f"{source} holds no text")
+
+
+def check_not_empty(source: str, *, field: str = "text") -> None:
+    """Reads a source up to its first document, whatever parts it from the next one.
+
+    Raises:
+        OSError, ValueError: as `read_documents`; what is damaged further on is not seen.
+    """
+    path = Path(source)
+    if HubSource.parse(source) is not None or ".jsonl" in path.suffixes:
+        next(read_documents(source, field=field))
+    else:  # without holding all of a text
+        pieces = codecs.iterdecode(read_blocks(path), "utf-8-sig", errors="replace")
+        if not any(piece.strip() for piece in pieces):
+            raise ValueError(f"{source} holds no text")
 
 
 def _text_documents(

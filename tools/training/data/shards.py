@@ -28,7 +28,7 @@ from tools.training.data.manifest import (
     read_manifest,
     write_manifest,
 )
-from tools.training.data.readers import read_documents
+from tools.training.data.readers import check_not_empty, read_documents
 from tools.training.data.sources import name_sources
 from tools.training.data.writing import (
     Job,
@@ -80,8 +80,8 @@ def tokenize(
 
     Raises:
         OSError: a file cannot be opened.
-        ValueError: in one line, a damaged source, or a folder of another tokenizer, of other
-            texts or of something else.
+        ValueError: in one line, a source without text (before any is tokenised), a damaged one,
+            or a folder of another tokenizer, of other texts or of something else.
     """
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     if jobs < 1 or shard_characters < 1:
@@ -89,6 +89,8 @@ def tokenize(
             f"jobs and shard_characters must be at least 1, not {jobs} and {shard_characters}"
         )
     named = name_sources(sources)
+    for source in (source for inputs in named.values() for source in inputs):
+        check_not_empty(source, field=field)  # not after hours of others
     wanted = plan(
         named,
         tokenizer,
