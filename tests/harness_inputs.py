@@ -130,8 +130,13 @@ class Knows:
         return Read([[] for _ in range(rows)])
 
     def hidden_states(
-        self, ids: Tensor, cache: "Read | None" = None, lengths: Tensor | None = None
+        self,
+        ids: Tensor,
+        cache: "Read | None" = None,
+        lengths: Tensor | None = None,
+        blocks: None = None,
     ) -> Tensor:
+        del blocks
         logits = torch.zeros(*ids.shape, VOCAB_SIZE)
         for row, tokens in enumerate(ids.tolist()):
             before = [] if cache is None else cache.rows[row]
