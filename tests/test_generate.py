@@ -421,6 +421,14 @@ def test_a_stream_takes_one_prompt(talker: zoo.CausalLM) -> None:
             zoo.stream(talker, wrong)  # type: ignore[arg-type]
 
 
+def test_compile_is_one_of_three(talker: zoo.CausalLM) -> None:
+    for run in (zoo.generate, zoo.stream):
+        with pytest.raises(
+            ValueError, match="compile must be False, True or 'prefill', not 'all'"
+        ):
+            run(talker, [3, 1, 4], compile="all")  # type: ignore[arg-type]
+
+
 def test_text_needs_a_tokenizer(model: zoo.CausalLM) -> None:
     refused(model, "text", "this model has no tokenizer; give prompts as lists of token ids")
     both: list[Prompt] = [[1], "text"]

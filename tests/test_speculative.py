@@ -93,7 +93,7 @@ def test_sampled_text_has_the_distribution_of_the_model_alone(model, stranger):
 def test_what_does_not_fit_is_said_in_one_line(model, stranger):
     cases = {
         "draft_tokens must be at least 1, not 0": {"draft": stranger, "draft_tokens": 0},
-        "compile=True does not go with a draft model": {"draft": stranger, "compile": True},
+        "compile does not go with a draft model": {"draft": stranger, "compile": True},
         "context of 64 is too short for 80 tokens": {
             "draft": make_model(mixed("llama", max_position_embeddings=64))
         },

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from layers import ModelCache
+from zoo.gpu_memory import gpu_memory
 
 # A capture takes as long as two pieces or so: it is not worth it for fewer.
 _LEAST_LEFT = 4
@@ -85,8 +86,5 @@ def _has_room(device: torch.device) -> bool:
     What PyTorch keeps free is at least that of the pieces before. It gives it back to the GPU
     before it captures, but a batch as large as `max_batch` says may still not fit.
     """
-    free, whole = torch.cuda.mem_get_info(device)
-    reserved = torch.cuda.memory_reserved(device)
-    allowed = int(whole * torch.cuda.get_per_process_memory_fraction(device))
-    kept = reserved - torch.cuda.memory_allocated(device)
-    return min(free, allowed - reserved) > kept + _WORKSPACES
+    memory = gpu_memory(device)
+    return memory.new > memory.kept + _WORKSPACES

@@ -9,13 +9,13 @@ import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from functools import partial
-from types import FunctionType
 
 import torch
 from torch import Tensor, nn
 
 from layers import Context, RotaryAngles
 from zoo.causal_lm import Block, CausalLM
+from zoo.compile_apart import compile_apart
 from zoo.config import ModelConfig
 
 _RunBlock = Callable[[nn.Module, Tensor, RotaryAngles, Context], Tensor]
@@ -44,9 +44,7 @@ def _sizes(config: ModelConfig, kind: str) -> Hashable:
 
 @functools.cache
 def _handle(sizes: Hashable, dtype: torch.dtype, device: torch.device) -> _RunBlock:
-    # torch.compile refuses after 8 graphs of one code object, so each kind has its own.
-    own = FunctionType(_run.__code__.replace(), _run.__globals__)
-    return torch.compile(own, fullgraph=True)
+    return compile_apart(_run)
 
 
 def _run(block: nn.Module, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:

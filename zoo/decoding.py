@@ -12,7 +12,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from types import FunctionType
 from typing import NamedTuple
 
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from layers import ModelCache
 from zoo.causal_lm import CausalLM
+from zoo.compile_apart import compile_apart
 from zoo.prefill import compiled_step, next_logits
 from zoo.sampling import Sampling, choose, noise
 
@@ -76,16 +76,14 @@ _Choose = Callable[[Tensor, Tensor | None, _State, Sampling], None]
 
 
 def _compiled_choose(state: _State, sampling: Sampling) -> _Choose:
-    # torch.compile refuses after 8 graphs of one code object: one handle for each kind of sampling
-    # and for sizes of 1, for which it makes graphs of their own.
+    # One handle for each kind of sampling and for sizes of 1, which get graphs of their own.
     single = tuple(min(x, 2) for x in (*state.history.shape, len(state.eos)))
     return _choose_handle(sampling, single, state.tokens.device)
 
 
 @functools.cache
 def _choose_handle(sampling: Sampling, single: tuple[int, ...], device: torch.device) -> _Choose:
-    own = FunctionType(_choose.__code__.replace(), _choose.__globals__)
-    return torch.compile(own, fullgraph=True)
+    return compile_apart(_choose)
 
 
 @functools.cache

@@ -93,14 +93,15 @@ def generate(
 
     Raises:
         ValueError: no prompt, an empty one, one that does not fit, something that is no token of
-            the vocabulary, text for a model without a tokenizer, or answers of another number
-            than prompts.
+            the vocabulary, text for a model without a tokenizer, answers of another number than
+            prompts, or another `compile`.
     """
     if prefill_tokens is not None and prefill_tokens < 1:
         raise ValueError(f"prefill_tokens must be at least 1, not {prefill_tokens}")
     rows = _rows(model, prompt_list(prompts), stop, max_new_tokens, max_seq_len, follow=False)
     _take_answers(model, rows, answers)
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
+    _check_compile(compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
     sampling = sampling or Sampling()
     settings = (compile, _STEPS_AT_ONCE, helper, cache_dtype, prefill_tokens)
@@ -124,6 +125,7 @@ def stream(
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
     rows = _rows(model, [plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
+    _check_compile(compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
     return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype, None)
 
@@ -239,6 +241,11 @@ def _take_answers(
             )
 
 
+def _check_compile(compile: object) -> None:
+    if compile not in (False, True, "prefill"):
+        raise ValueError(f"compile must be False, True or 'prefill', not {compile!r}")
+
+
 class _Helper(NamedTuple):
     """A model that drafts, and how many tokens at a time."""
 
@@ -254,7 +261,7 @@ def _helper(
     if tokens < 1:
         raise ValueError(f"draft_tokens must be at least 1, not {tokens}")
     if compile:
-        raise ValueError("compile=True does not go with a draft model; leave one of them out")
+        raise ValueError("compile does not go with a draft model; leave one of them out")
     longest = max(len(row.prompt_ids) + row.room for row in rows)
     if draft.config.max_position_embeddings < longest:
         raise ValueError(

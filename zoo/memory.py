@@ -21,6 +21,7 @@ from zoo.alive_bytes import AliveBytes, rounded
 from zoo.causal_lm import CausalLM
 from zoo.config import ModelConfig
 from zoo.families import build
+from zoo.gpu_memory import gpu_memory
 from zoo.prefill import next_logits, piece_size, prefill
 from zoo.sampling import Sampling, choose
 
@@ -124,10 +125,7 @@ def _free(model: CausalLM) -> int:
         )
     own = weight_bytes(model) if device.type == "cuda" else 0
     gpu = device if device.type == "cuda" else torch.device("cuda", torch.cuda.current_device())
-    free, whole = torch.cuda.mem_get_info(gpu)
-    allowed = int(whole * torch.cuda.get_per_process_memory_fraction(gpu))
-    reserved = torch.cuda.memory_reserved(gpu)
-    return min(free + reserved, allowed) - torch.cuda.memory_allocated(gpu) + own
+    return sum(gpu_memory(gpu)) + own
 
 
 class _Needs:

@@ -5,7 +5,6 @@ Logits are made of one token a row, never of a whole prompt.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from types import FunctionType
 from weakref import WeakKeyDictionary
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from layers import ModelCache
 from zoo.captured_piece import PieceReader
 from zoo.causal_lm import Block, CausalLM
+from zoo.compile_apart import compile_apart
 from zoo.compiled_blocks import compiled_blocks
 
 # Tokens of a row in a piece, and of all rows together: they bound the memory of a prefill, which
@@ -50,13 +50,10 @@ _handles: WeakKeyDictionary[CausalLM, NextLogits] = WeakKeyDictionary()
 def compiled_step(model: CausalLM) -> NextLogits:
     """`next_logits` for steps, compiled as a whole, one handle per model.
 
-    torch.compile refuses after 8 graphs of one code object, and a model needs up to 4: one row or
-    several, caches of the first size or of any.
+    A model needs up to 4 graphs: one row or several, caches of the first size or of any.
     """
     if model not in _handles:
-        code, defaults = next_logits.__code__.replace(), next_logits.__defaults__
-        own = FunctionType(code, next_logits.__globals__, argdefs=defaults)
-        _handles[model] = torch.compile(own, fullgraph=True)
+        _handles[model] = compile_apart(next_logits)
     return _handles[model]
 
 
