@@ -135,7 +135,7 @@ class Decoder:
             slot=torch.zeros(1, dtype=torch.int64, device=device),
             eos=torch.tensor(list(eos_ids), dtype=torch.int64, device=device),
         )
-        self._run = compiled_step(model) if compile else next_logits
+        self._run = compiled_step(model, cache) if compile else next_logits
         self._choose = _compiled_choose(self._state, self._sampling) if compile else _choose
         self._made = 0  # steps, of which `slot` is where the next one goes
         self._pending: deque[_Chosen] = deque()
