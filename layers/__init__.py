@@ -7,7 +7,7 @@ from layers.eva_attention import EvaAttention, WindowAttention
 from layers.full_attention import FullAttention
 from layers.mlp import MLP, Activation, GatedMLP
 from layers.rotary import RopeConfig, RotaryAngles, apply_rotary, rotary_angles
-from layers.side_stream import beside
+from layers.side_stream import beside, is_unhooked
 
 __all__ = [
     "LAYER_TYPES",
@@ -26,5 +26,6 @@ __all__ = [
     "apply_rotary",
     "beside",
     "build_attention",
+    "is_unhooked",
     "rotary_angles",
 ]

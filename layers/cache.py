@@ -145,6 +145,11 @@ class ModelCache:
         """Bytes of all layers' state."""
         return sum(tensor.nbytes for layer in self.layers for tensor in layer.tensors())
 
+    @property
+    def kind(self) -> tuple[torch.dtype, bool]:
+        """What compiled code is made for besides sizes: what is stored, and can it go back."""
+        return self.layers[0].tensors()[0].dtype, self.max_rollback > 0
+
     def assert_room(self, count: Tensor) -> None:
         """Fails, without a host sync on a GPU, when a row would outgrow `max_seq_len`."""
         fits = (self.length + count <= self.max_seq_len).all()

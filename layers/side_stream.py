@@ -47,15 +47,16 @@ def _is_step(mlp: MLP, x: Tensor) -> bool:
 
 def _is_plain(mlp: nn.Module) -> bool:
     # The op below sees weights only: no adapters, which subclass or replace modules, and no hooks.
-    if type(mlp) is not MLP or not _is_unhooked(mlp):
+    if type(mlp) is not MLP or not is_unhooked(mlp):
         return False
     up, down = mlp.up_proj, mlp.down_proj
     if type(up) is not nn.Linear or type(down) is not nn.Linear:
         return False
-    return _is_unhooked(up) and _is_unhooked(down)
+    return is_unhooked(up) and is_unhooked(down)
 
 
-def _is_unhooked(module: nn.Module) -> bool:
+def is_unhooked(module: nn.Module) -> bool:
+    """Whether calling a module runs its `forward` and nothing else."""
     return not module._forward_hooks and not module._forward_pre_hooks
 
 

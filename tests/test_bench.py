@@ -22,7 +22,7 @@ from flasheva.config import Window
 from flasheva.visibility import Positions, visible
 from tests.command_line import ROOT, Run, assert_mistake, python, run
 from tests.test_cli import options_of
-from tools.benchmarks import correctness, cuda_graph, kernels, timing
+from tools.benchmarks import correctness, kernels, timing
 from tools.benchmarks.batch import largest_batch
 from tools.benchmarks.implementations import IMPLEMENTATIONS, Call, Implementation
 from tools.benchmarks.inputs import Inputs, Shape, make_inputs
@@ -32,6 +32,7 @@ from tools.benchmarks.report import print_outcomes
 from tools.benchmarks.roofline import Ceilings, Work, causal_config, least_work, roofline
 from tools.benchmarks.roofline import visible_pairs as count_pairs
 from tools.benchmarks.timing import Timing, measure_replay
+from zoo import graph_capture
 
 SHAPE = "1,2,70,32"  # 70 is no multiple of the chunk size
 REFERENCE = IMPLEMENTATIONS["reference"]
@@ -482,9 +483,9 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", fake.end_allocate)
     monkeypatch.setattr(timing, "_cache_filler", lambda: FakeFlush(fake))
     monkeypatch.setattr(gc, "collect", lambda: fake.log.append("gc"))
-    cuda_graph._side_stream.cache_clear()
+    graph_capture.capture_stream.cache_clear()
     yield fake
-    cuda_graph._side_stream.cache_clear()
+    graph_capture.capture_stream.cache_clear()
 
 
 GPU = torch.device("cuda")

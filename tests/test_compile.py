@@ -3,6 +3,7 @@
 `aot_eager` traces all that Inductor would compile, in a second; one test runs Inductor itself.
 """
 
+import itertools
 import re
 from functools import partial
 
@@ -188,6 +189,24 @@ def test_generation_does_not_recompile_for_other_prompts(traced, compile):
         with torch._dynamo.config.patch(error_on_recompile=number > 0):
             out = zoo.generate(model, prompt, max_new_tokens=12, compile=compile)[0].ids
         assert out == eager
+
+
+def test_every_kind_of_cache_can_be_compiled_for_in_one_process(monkeypatch):
+    """torch.compile refuses after 8 graphs of one function."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    compiled_blocks._handle.cache_clear()
+    model = tiny(("eva_attention",), torch.float32)
+    blocks = compiled_blocks.compiled_blocks(model)
+    for cache_dtype, back in itertools.product((None, "float8_e4m3fn"), (0, 32)):
+        for rows, room in ((1, 128), (1, 256), (3, 128)):
+            lengths, prompts = torch.full((rows,), 40), ids(rows, 40)
+            outs = []
+            for run in (None, blocks):
+                cache = model.new_cache(rows, room, max_rollback=back, cache_dtype=cache_dtype)
+                with torch.inference_mode():
+                    outs.append(model.hidden_states(prompts, cache, lengths=lengths, blocks=run))
+            torch.testing.assert_close(outs[1], outs[0], rtol=0, atol=0)
+    compiled_blocks._handle.cache_clear()
 
 
 @pytest.mark.gpu

@@ -427,6 +427,19 @@ def test_compile_is_one_of_three(talker: zoo.CausalLM) -> None:
             ValueError, match="compile must be False, True or 'prefill', not 'all'"
         ):
             run(talker, [3, 1, 4], compile="all")  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="compile must be False, True or 'prefill', not 1"):
+            run(talker, [3, 1, 4], compile=1)  # type: ignore[arg-type]
+
+
+def test_what_is_compiled_has_no_hooks(talker: zoo.CausalLM) -> None:
+    """Another model's blocks, without any, may have been compiled before."""
+    hook = talker.layers[1].register_forward_hook(lambda module, given, out: -out)
+    try:
+        for run in (zoo.generate, zoo.stream):
+            with pytest.raises(ValueError, match=r"does not go with hooks, which layers\.1 has"):
+                run(talker, [3, 1, 4], compile="prefill")
+    finally:
+        hook.remove()
 
 
 def test_text_needs_a_tokenizer(model: zoo.CausalLM) -> None:

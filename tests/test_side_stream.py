@@ -49,7 +49,7 @@ def test_compiled_it_is_begun_before_attention_and_joined_behind_it(family, devi
     one = torch.ones_like(cache.length)
     torch._dynamo.reset()
     with ops_everywhere:
-        out, code = run_and_get_code(compiled_step(model), model, ids[:, -1:], cache, one)
+        out, code = run_and_get_code(compiled_step(model, cache), model, ids[:, -1:], cache, one)
     whole = model(ids)
     assert (out - whole[:, -1]).abs().max() <= 1e-5 * whole.abs().max()
     calls = re.findall(r"layers\.(\w+)\.default\(|mm\(\w+, reinterpret_tensor", "".join(code))

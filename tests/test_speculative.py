@@ -46,6 +46,18 @@ def test_a_draft_model_may_know_fewer_tokens(model):
     assert texts(model, draft=half) == alone
 
 
+def test_both_models_read_prompts_in_pieces_of_the_size_asked_for(model, stranger, monkeypatch):
+    asked = []
+
+    def count(*args, tokens=None, **options):
+        asked.append(tokens)
+        return prefill(*args, tokens=tokens, **options)
+
+    monkeypatch.setattr(zoo.generation, "prefill", count)
+    texts(model, draft=stranger, prefill_tokens=256)
+    assert asked == [256, 256]
+
+
 @torch.no_grad()
 def test_a_draft_by_the_model_itself_is_always_kept(model):
     ids = torch.tensor([PROMPTS[1]])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from layers import ModelCache
 from zoo.gpu_memory import gpu_memory
+from zoo.graph_capture import capturing
 
 # A capture takes as long as two pieces or so: it is not worth it for fewer.
 _LEAST_LEFT = 4
@@ -68,7 +69,7 @@ class PieceReader:
         Nothing runs while a graph is captured, so that the cache stays as it is.
         """
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with capturing(graph, piece.device):
             self._logits = self._run(piece, self._cache, self._count)
         self._graph = graph
         graph.replay()

@@ -24,13 +24,12 @@ _RunBlock = Callable[[nn.Module, Tensor, RotaryAngles, Context], Tensor]
 def compiled_blocks(model: CausalLM) -> Sequence[Block]:
     """What `CausalLM.hidden_states` takes as `blocks`.
 
-    For inference: a graph is made for the first sizes that come, one for any others, and both
-    again for a single row or token.
+    For inference onto a cache: of each kind of cache a graph is made for the first sizes that
+    come, one for any others, and both again for a single row or token.
     """
-    weight = model.embed_tokens.weight
     kinds = model.config.layer_types
     return [
-        partial(_handle(_sizes(model.config, kind), weight.dtype, weight.device), block)
+        partial(_run_compiled, _sizes(model.config, kind), block)
         for kind, block in zip(kinds, model.layers, strict=True)
     ]
 
@@ -42,8 +41,18 @@ def _sizes(config: ModelConfig, kind: str) -> Hashable:
     return sizes
 
 
+def _run_compiled(
+    sizes: Hashable, block: nn.Module, x: Tensor, rope: RotaryAngles, context: Context
+) -> Tensor:
+    assert context.cache is not None
+    run = _handle(sizes, x.dtype, x.device, context.cache.kind)
+    return run(block, x, rope, context)
+
+
 @functools.cache
-def _handle(sizes: Hashable, dtype: torch.dtype, device: torch.device) -> _RunBlock:
+def _handle(
+    sizes: Hashable, dtype: torch.dtype, device: torch.device, cache_kind: Hashable
+) -> _RunBlock:
     return compile_apart(_run)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from layers import ModelCache
 from zoo.causal_lm import CausalLM
 from zoo.compile_apart import compile_apart
+from zoo.graph_capture import capturing
 from zoo.prefill import compiled_step, next_logits
 from zoo.sampling import Sampling, choose, noise
 
@@ -134,7 +135,7 @@ class Decoder:
             slot=torch.zeros(1, dtype=torch.int64, device=device),
             eos=torch.tensor(list(eos_ids), dtype=torch.int64, device=device),
         )
-        self._run = compiled_step(model) if compile else next_logits
+        self._run = compiled_step(model, cache) if compile else next_logits
         self._choose = _compiled_choose(self._state, self._sampling) if compile else _choose
         self._made = 0  # steps, of which `slot` is where the next one goes
         self._pending: deque[_Chosen] = deque()
@@ -220,7 +221,7 @@ class Decoder:
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self._generator)
-        with torch.cuda.graph(graph):
+        with capturing(graph, state.tokens.device):
             self._step()
         state.going.copy_(going)
         state.slot.copy_(slot)

@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 
+from layers import is_unhooked
 from zoo.answers import answer_log_likelihoods, answer_room
 from zoo.causal_lm import CausalLM
 from zoo.compiled_blocks import compiled_blocks
@@ -83,8 +84,8 @@ def generate(
             the model to check (speculative decoding). The text stays what it would be.
         cache_dtype: what caches store keys, values and summaries in: torch.float8_e4m3fn, or its
             name, halves them (docs/decoding.md); None: the dtype of the weights.
-        prefill_tokens: of all prompts together that are read at a time; more take memory, and on
-            a GPU less time. None: 8,192.
+        prefill_tokens: of all prompts together that are read at a time, but of each at least 64
+            and at most 2,048, on a CPU 512; more take memory, and on a GPU less time. None: 8,192.
         answers: one list of token ids per prompt, whose log-likelihood behind the prompt is given
             as well, without reading the prompt again; they do not change the text.
 
@@ -94,14 +95,14 @@ def generate(
     Raises:
         ValueError: no prompt, an empty one, one that does not fit, something that is no token of
             the vocabulary, text for a model without a tokenizer, answers of another number than
-            prompts, or another `compile`.
+            prompts, another `compile`, or one for a model with hooks.
     """
     if prefill_tokens is not None and prefill_tokens < 1:
         raise ValueError(f"prefill_tokens must be at least 1, not {prefill_tokens}")
     rows = _rows(model, prompt_list(prompts), stop, max_new_tokens, max_seq_len, follow=False)
     _take_answers(model, rows, answers)
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
-    _check_compile(compile)
+    _check_compile(model, compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
     sampling = sampling or Sampling()
     settings = (compile, _STEPS_AT_ONCE, helper, cache_dtype, prefill_tokens)
@@ -125,7 +126,7 @@ def stream(
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
     rows = _rows(model, [plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
-    _check_compile(compile)
+    _check_compile(model, compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
     return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype, None)
 
@@ -241,9 +242,16 @@ def _take_answers(
             )
 
 
-def _check_compile(compile: object) -> None:
-    if compile not in (False, True, "prefill"):
-        raise ValueError(f"compile must be False, True or 'prefill', not {compile!r}")
+def _check_compile(model: CausalLM, compile: object) -> None:
+    if not isinstance(compile, bool) and compile != "prefill":
+        raise ValueError(f"compile must be False, True or 'prefill', not {shown(compile)}")
+    if not compile:
+        return
+    # torch.compile does not look for them: blocks of a kind, of other models too, run what was
+    # compiled first.
+    for name, module in model.named_modules():
+        if name and not is_unhooked(module):
+            raise ValueError(f"compile does not go with hooks, which {name} has; leave it out")
 
 
 class _Helper(NamedTuple):
@@ -337,7 +345,7 @@ def _run(
             len(rows), size, max_rollback=drafted, cache_dtype=cache_dtype
         )
         known = ids.clamp(max=helper.model.config.vocab_size - 1)
-        prefill(helper.model, known, lengths, draft_cache)
+        prefill(helper.model, known, lengths, draft_cache, tokens=prefill_tokens)
         models = (model, cache, helper.model, draft_cache)
         decoder = SpeculativeDecoder(*models, drafted=drafted, sampling=sampling, seen=seen)
     decoder.start(logits)

@@ -3,7 +3,7 @@
 Logits are made of one token a row, never of a whole prompt.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -44,17 +44,18 @@ def compiled_pieces(model: CausalLM) -> NextLogits:
     return partial(next_logits, blocks=compiled_blocks(model))
 
 
-_handles: WeakKeyDictionary[CausalLM, NextLogits] = WeakKeyDictionary()
+_handles: WeakKeyDictionary[CausalLM, dict[Hashable, NextLogits]] = WeakKeyDictionary()
 
 
-def compiled_step(model: CausalLM) -> NextLogits:
-    """`next_logits` for steps, compiled as a whole, one handle per model.
+def compiled_step(model: CausalLM, cache: ModelCache) -> NextLogits:
+    """`next_logits` for steps, compiled as a whole, one handle per model and kind of cache.
 
-    A model needs up to 4 graphs: one row or several, caches of the first size or of any.
+    Each needs up to 4 graphs: one row or several, caches of the first size or of any.
     """
-    if model not in _handles:
-        _handles[model] = compile_apart(next_logits)
-    return _handles[model]
+    handles = _handles.setdefault(model, {})
+    if cache.kind not in handles:
+        handles[cache.kind] = compile_apart(next_logits)
+    return handles[cache.kind]
 
 
 def piece_size(batch_size: int, device: torch.device, tokens: int | None = None) -> int:

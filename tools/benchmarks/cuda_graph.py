@@ -4,13 +4,14 @@ What PyTorch asks of a capture (its notes on CUDA semantics, section CUDA graphs
 a side stream first, no synchronisation during it, and the same addresses in every replay.
 """
 
-import functools
 import gc
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
+
+from zoo.graph_capture import capture_stream, capturing
 
 _WARM_UPS = 3
 _TOLERANCE = 0.02  # between a replay and an eager call; atomics add in any order
@@ -72,7 +73,7 @@ def _capture(
     graph: torch.cuda.CUDAGraph, run: Callable[[], Mapping[str, Tensor]], device: torch.device
 ) -> Mapping[str, Tensor]:
     """The results of the capture, which only a replay computes."""
-    current, side = torch.cuda.current_stream(device), _side_stream(device)
+    current, side = torch.cuda.current_stream(device), capture_stream(device)
     side.wait_stream(current)
     with torch.cuda.stream(side):
         for _ in range(_WARM_UPS):
@@ -80,39 +81,18 @@ def _capture(
     current.wait_stream(side)
     # A cycle could hold nodes of autograd that belong to another stream, or free memory meanwhile.
     gc.collect()
-    pool = torch.cuda.graph_pool_handle()
     reason = None
     try:
-        with torch.cuda.graph(graph, pool=pool, stream=side):
+        with capturing(graph, device):
             try:
                 found = run()
             except Exception as error:
                 reason = _reason(error)
                 raise
     except Exception as error:
-        _abandon(current, pool)
         # The end of a capture that has failed fails too, and says no more than that.
         raise NotCaptured(reason or _reason(error)) from error
     return found
-
-
-@functools.cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all warm-ups and captures: cuBLAS keeps a workspace for every stream it has seen."""
-    return torch.cuda.Stream(device)
-
-
-def _abandon(current: torch.cuda.Stream, pool: tuple[int, int]) -> None:
-    """Undoes what a capture leaves behind that fails to end (torch 2.11).
-
-    The current stream is still that of the capture, and the allocator believes that the capture
-    goes on, so that the next `empty_cache` is an internal error (pytorch/pytorch#180395, mended
-    in a later version). What the capture had allocated stays lost.
-    """
-    torch.cuda.set_stream(current)
-    with suppress(RuntimeError):  # it did end
-        torch._C._cuda_endAllocateToPool(current.device_index, pool)
-    _side_stream.cache_clear()
 
 
 def _reason(error: Exception) -> str:
