@@ -33,25 +33,31 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def hf_lm(folder: Path, batch_size: int) -> TemplateLM:
+def hf_lm(folder: Path, batch_size: int, device: str = "cpu") -> TemplateLM:
     """The harness's model of a folder that `zoo.save` wrote."""
     pytest.importorskip("accelerate", reason="the harness's Hugging Face model needs it")
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
     return HFLM(
-        pretrained=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(),
+        pretrained=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        .to(device)
+        .eval(),
         tokenizer=PreTrainedTokenizerFast.from_pretrained(folder),
         batch_size=batch_size,
     )
 
 
+def _same(one: Outcome, other: Outcome) -> bool:
+    names = [(x.task, x.item, x.metric, x.cell, x.weight) for x in (one, other)]
+    exact = one.metric.startswith("acc")
+    value = one.value if exact else pytest.approx(one.value, rel=1e-4)
+    return names[0] == names[1] and bool(other.value == value)
+
+
 def assert_same(theirs: list[Outcome], ours: list[Outcome]) -> None:
     for one, other in zip(theirs, ours, strict=True):
-        assert (one.task, one.item, one.metric) == (other.task, other.item, other.metric)
-        assert (one.cell, one.weight) == (other.cell, other.weight)
-        exact = one.metric.startswith("acc")
-        assert other.value == (one.value if exact else pytest.approx(one.value, rel=1e-4))
+        assert _same(one, other), (one, other)
 
 
 @pytest.mark.parametrize("far", [0, 60])
@@ -79,12 +85,28 @@ def test_a_tiny_model_scores_as_with_the_harness_own(far: int, data: Path, tmp_p
 @pytest.mark.skipif("ZOO_DATA" not in os.environ, reason="needs ZOO_DATA, a folder of files")
 @pytest.mark.parametrize(("far", "limit"), [(0, 8), (200, 2)])
 def test_smollm2_scores_as_with_the_harness_own(far: int, limit: int, tmp_path: Path) -> None:
-    """ZOO_DATA is what `zoo evaluate` takes as --data."""
-    model = zoo.load("smollm2-135m-instruct", device="cpu")
+    """ZOO_DATA is what `zoo evaluate` takes as --data; ZOO_LIMIT is another number of items.
+
+    Counts are printed (pytest -s). On a GPU all tasks are compared, else the short ones.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    rows = 32 if device == "cuda" else 4
+    model = zoo.load("smollm2-135m-instruct", device=device, dtype=torch.float32)
     zoo.save(model, tmp_path / "saved")
-    theirs = hf_lm(tmp_path / "saved", batch_size=4)
+    theirs = hf_lm(tmp_path / "saved", rows, device)
+    limit = int(os.environ.get("ZOO_LIMIT", limit))
     options: dict[str, Any] = {"data": Path(os.environ["ZOO_DATA"]), "far": far, "limit": limit}
-    for task in SHORT:
+    differ: list[str] = []
+    for task in LOCAL_TASKS if device == "cuda" and not far else SHORT:
         one = list(run_harness(theirs, "theirs", [task], **options))
-        other = list(run_harness(model, "ours", [task], limits=BatchLimits(rows=4), **options))
-        assert_same(one, other)
+        other = list(run_harness(model, "ours", [task], limits=BatchLimits(rows=rows), **options))
+        pairs = list(zip(one, other, strict=True))
+        for metric in dict.fromkeys(x.metric for x in one):
+            both = [(x.value, y.value) for x, y in pairs if x.metric == metric]
+            sums = [sum(values) for values in zip(*both, strict=True)]
+            most = max(abs(x - y) / max(1.0, abs(x)) for x, y in both)
+            print(f"{task} far {far} {metric}: {len(both)} items, sums {sums}, apart {most:.1e}")
+        differ += [
+            f"{task} {x.item} {x.metric}: {x.value} {y.value}" for x, y in pairs if not _same(x, y)
+        ]
+    assert not differ

@@ -115,6 +115,22 @@ def test_every_rule_gives_a_recipe(folder: Path, tmp_path: Path, rule: str) -> N
         assert found["score_all"] == pytest.approx(0, abs=1e-6)
 
 
+def test_both_is_the_mean_part_of_two_gaps_that_is_closed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "mine.toml"
+    arguments = (folder, "--budget", 1, "--rule", "greedy_both", "--out", out, *SMALL)
+    found = json.loads(place(*arguments, "--json").out)
+    assert (found["score_none"], found["score_all"]) == (0, pytest.approx(1))
+    scored = lines_of(tmp_path / "mine.candidates.jsonl")
+    scores = {(x["objective"], tuple(x["layers"])): x["score"] for x in scored}
+    every = tuple(range(DEPTH))
+    for layers in [x for objective, x in scores if objective == "both"]:
+        parts = [
+            (scores[name, layers] - scores[name, ()]) / (scores[name, every] - scores[name, ()])
+            for name in ("retrieval", "perplexity")
+        ]
+        assert scores["both", layers] == pytest.approx(sum(parts) / 2)
+
+
 @pytest.mark.slow  # loads lm-evaluation-harness
 def test_halo_reads_common_sense_too(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")

@@ -21,6 +21,7 @@ _SLIDING = "sliding_attention"  # Hugging Face's name
 # Rules that need a model: `zoo place` runs them and writes the layers that they find.
 SEARCHED = (
     "greedy_retrieval",
+    "greedy_both",
     "greedy_perplexity",
     "greedy_kl",
     "restore_retrieval",

@@ -18,6 +18,7 @@ from recipes.placement import (
 )
 from tools.placement.branches import Branches
 from tools.placement.candidates import Candidates
+from tools.placement.gap import GapScorer
 from tools.placement.gates import GateStep, by_gate, learn_gates
 from tools.placement.objectives import Divergence, Objective, Perplexity, Retrieval
 from tools.placement.scoring import Advance, CommonsenseScorer, Scored, Scorer, SweepScorer
@@ -119,7 +120,12 @@ class Searcher:
         return Result(found=found, none=none, placed=placed, all=all_)
 
     def scored(self, objective: str, placements: Sequence[LayerSet]) -> list[Scored]:
-        """Scores placements: "retrieval", "perplexity", "kl", "recall" or "commonsense"."""
+        """Scores placements.
+
+        Args:
+            objective: "retrieval", "perplexity", "both", "kl", "recall" or "commonsense".
+            placements: exact layers.
+        """
         return self._candidates.score(self._scorer(objective), placements, lambda steps: None)
 
     def sharing(self) -> tuple[int, int]:
@@ -166,6 +172,9 @@ class Searcher:
 
     def _make_scorer(self, name: str) -> Scorer:
         settings = self._settings
+        if name == "both":
+            parts = [self._scorer("retrieval"), self._scorer("perplexity")]
+            return GapScorer(name, parts, self._candidates, self._branches.layers)
         if name == "commonsense":
             if settings.data is None:
                 raise ValueError(

@@ -113,14 +113,15 @@ class SearchSettings:
 
     def lines(self, rule: str) -> Iterator[str]:
         """What a rule reads, for the record in a recipe."""
-        if rule.endswith("retrieval") or rule == "halo":
+        objective = rule.partition("_")[2]
+        if objective in ("retrieval", "both") or rule == "halo":
             tasks = RECALL_TASKS if rule == "halo" else RETRIEVAL_TASKS
             yield f"tasks: {', '.join(tasks)}, search half, seed {self.seed}"
             if rule != "halo":
                 yield f"wordings: {', '.join(wordings('search'))}"
             yield f"fillers: {', '.join(filler.name for filler in self.fillers)}"
             yield f"contexts: {', '.join(map(str, self.contexts))} tokens, {self.n} prompts a cell"
-        else:
+        if objective in ("perplexity", "kl", "both"):
             yield f"text: {self.running_text.name}, {self.windows} windows of {self.window} tokens"
         if rule == "halo":
             names = ", ".join(COMMONSENSE_TASKS)
