@@ -1,5 +1,6 @@
 """The command line: how it starts and ends, one line for a mistake, `zoo list` and `zoo info`."""
 
+import inspect
 import json
 import shutil
 import signal
@@ -12,11 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from typer.models import OptionInfo
 
 import zoo
 from recipes import parse_layers
 from tests.command_line import CONTEXT, ENVIRONMENT, ROOT, assert_mistake, python, run, save
 from tests.tiny import hf_config, mixed
+from tools import cli
 from tools.list import SIZES
 from zoo.families import build, preset, read_config
 from zoo.registry import BASES
@@ -323,3 +326,17 @@ def test_half_the_bytes_make_half_the_cache_of_full_attention() -> None:
         return int(cache["bytes"])
 
     assert size("float32") == 2 * size("bfloat16")
+
+
+def test_no_option_is_lost_in_a_typer_that_takes_its_value_for_its_name() -> None:
+    """typer 0.27 called an option --RULE whose value was shown as RULE."""
+    groups = [group.typer_instance for group in cli.app.registered_groups]
+    commands = [x for app in (cli.app, *groups) if app for x in app.registered_commands]
+    assert {*COMMANDS} < {x.name for x in commands if x.name} | {"bench"}
+    for command in commands:
+        assert command.callback is not None
+        for parameter in inspect.signature(command.callback).parameters.values():
+            for option in getattr(parameter.annotation, "__metadata__", ()):
+                if isinstance(option, OptionInfo) and not str(option.default).startswith("--"):
+                    shown = (option.metavar or "").casefold()
+                    assert shown != parameter.name, (command.name, parameter.name)

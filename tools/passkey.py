@@ -40,7 +40,7 @@ def passkey(
         list[str] | None,
         typer.Option(
             "--wording",  # Typer 0.27 would call it --WORDING
-            metavar="WORDING",
+            metavar="NAME",
             help=f"How the number is told and asked for: {_WORDS}, or all; may be repeated.",
             show_default="magic",
         ),

@@ -34,7 +34,7 @@ def place(
         Path, typer.Option(metavar="RECIPE.toml", help="The recipe, which zoo.load takes.")
     ],
     rule: Annotated[
-        str, typer.Option(metavar="RULE", help=", ".join((*SEARCHED, *_PLAIN)))
+        str, typer.Option(metavar="NAME", help=", ".join((*SEARCHED, *_PLAIN)))
     ] = DEFAULT_RULE,
     candidates: Annotated[
         Path | None,
