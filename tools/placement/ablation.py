@@ -189,7 +189,8 @@ class _Sweep(ExitStack):
             for scored in each:
                 case = own | {"objective": name, "layer": scored.layers[0], "n": scored.n}
                 value = scored.score - none.score
-                rows.add(case, "importance", value, impl=impl, unit="nats")
+                unit = "" if name == "both" else "nats"
+                rows.add(case, "importance", value, impl=impl, unit=unit)
 
     def _searcher(self, seed: int) -> Searcher:
         if seed not in self._searchers:
