@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from recipes.ablation import Ablation, JudgeTable, read_ablation
-from tests.command_line import Run, assert_mistake, run, save
+from tests.command_line import ROOT, Run, assert_mistake, run, save
 from tests.tiny import SHORT_WINDOW, hf_config
 from tools.evaluation.outcome import Outcome
 from tools.placement.ablation import Point, points
@@ -341,3 +341,9 @@ def test_a_cut_row_is_left_out_of_a_report(tmp_path: Path) -> None:
     rows = [json.dumps(x) for x in made("a", 1, perplexity=1.0)]
     path.write_text(rows[0][:20] + "\n" + rows[0] + "\n")
     assert len(placement_rows(path, "m")) == 1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "ablations").glob("*.toml")))
+def test_published_sweeps_can_be_read(path: Path) -> None:
+    sweep = read_ablation(path)
+    assert {point.rule for point in points(sweep)} == {"none", *sweep.rules}
