@@ -336,6 +336,76 @@ def test_distractors_of_squad_hold_no_answer(data: Path) -> None:
             assert text.count("lakes") > 3
 
 
+def asks_in_a_chat(template: str) -> Request:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = template
+    return Request(
+        tokenizer=tokenizer,
+        contexts=(CONTEXT,),
+        n=8,
+        seed=0,
+        split="judge",
+        repeated=(),
+        prose=(),
+    )
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}> {{ m.content | trim }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>\n{% endif %}"
+)
+ASKED_IN_A_CHAT = """<user> Answer the question based on the given documents. \
+Only give me the answer and do not output any other words.
+
+The following are given documents.
+
+{documents}
+
+Answer the question based on the given documents. \
+Only give me the answer and do not output any other words.
+
+Question: What is the capital of {name}?
+<assistant>
+"""
+
+
+def test_squad_asks_in_the_chat_template_where_there_is_one(data: Path) -> None:
+    samples = list(RECALL["squad"].draw(replace(asks_in_a_chat(CHAT), data=data)))
+    assert len(samples) == 16
+    for sample in samples:
+        text = TOKENIZER.decode(sample.prompt_ids)
+        name = found(r"Question: What is the capital of (\w+)\?\n<assistant>\n$", text)
+        own = found(rf"({name} is a small country.*every day\.)", text)
+        before, behind = ASKED_IN_A_CHAT.replace("{name}", name).split("{documents}")
+        assert text.startswith(before)
+        assert text.endswith(behind)
+        assert sample.item.endswith("-chat")
+        assert TOKENIZER.decode(sample.answer_ids) == sample.answers[0]
+        if sample.cell["context"] == "published":
+            assert text == f"{before}{own}{behind}"
+        else:
+            assert len(sample.prompt_ids) + len(sample.answer_ids) == CONTEXT
+            answer = sample.answers[0]
+            depth = depth_in("squad", text[len(before) : -len(behind)] + "\n\n", answer)
+            assert abs(depth - float(str(sample.cell["depth"]))) <= 1 / 2 / DEPTH_BINS + 0.02
+
+
+def test_squad_asks_a_model_without_a_chat_template_plainly(data: Path) -> None:
+    for sample in draw("squad", data):
+        text = TOKENIZER.decode(sample.prompt_ids)
+        name = found(r"\n\nQuestion: What is the capital of (\w+)\?\nAnswer:$", text)
+        own = found(rf"({name} is a small country.*every day\.)", text)
+        assert not sample.item.endswith("-chat")
+        assert TOKENIZER.decode(sample.answer_ids) == f" {sample.answers[0]}"
+        if sample.cell["context"] == "published":
+            assert text == f"{own}\n\nQuestion: What is the capital of {name}?\nAnswer:"
+
+
+def test_a_chat_template_that_drops_the_message_is_a_mistake(data: Path) -> None:
+    with pytest.raises(ValueError, match="drops the text of a message"):
+        list(RECALL["squad"].draw(replace(asks_in_a_chat("{{ 'hello' }}"), data=data)))
+
+
 def test_a_long_document_loses_its_beginning(tmp_path: Path) -> None:
     text = f"{'far away ' * 400}Model: K-12\nModel:"
     write(tmp_path / "fda.jsonl", [{"text": text, "key": "Model", "value": "K-12"}])

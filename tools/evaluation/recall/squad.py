@@ -5,15 +5,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from tools.evaluation.recall.files import find_file, item_suffix, read_records
 from tools.evaluation.recall.request import Place, Request
 from tools.evaluation.samples import Sample
 from tools.scoring.rows import start_ids
 
+if TYPE_CHECKING:
+    from zoo import Tokenizer
+
 FILE = "squad_v1_dev"
 _NEW_TOKENS = 48  # as lm-evaluation-harness lets SQuAD of Based write
+_TASK = (
+    "Answer the question based on the given documents. "
+    "Only give me the answer and do not output any other words."
+)
+_HOLE = "[[documents]]"  # where they stand in a chat, until both sides of it are tokens
+_CHAT = f"{_TASK}\n\nThe following are given documents.\n\n{_HOLE}\n\n{_TASK}\n\nQuestion: "
 
 
 @dataclass(frozen=True)
@@ -25,24 +34,41 @@ class _Question:
     answers: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """Tokens round the paragraphs: what stands before and behind them, and the first answer."""
+
+    before: list[int]
+    behind: list[int]
+    answer: list[int]
+
+
 def squad(request: Request) -> Iterator[Sample]:
-    """Questions of SQuAD 1.1's dev set, as completion (Based, arXiv 2402.18668): "contains".
+    """Questions of SQuAD 1.1's dev set: "contains", as Based has it (arXiv 2402.18668).
 
     The cell "published" is the question's own paragraph and the question. The others hide that
     paragraph at a depth among paragraphs of other articles that hold none of the answers, exactly
-    `context` tokens in all. Based rewrote the questions as sentences to complete; that file is
-    not at hand everywhere, so here a question is followed by "Answer:", and numbers compare only
-    with those of this protocol.
+    `context` tokens in all.
+
+    A model with a chat template is asked in it, in the words in which RULER asks SQuAD among
+    paragraphs (arXiv 2404.06654), without its "Answer:" and the numbers of documents; the name of
+    the item says so. Any other model reads on behind "Question: ..." and a line "Answer:". Based
+    rewrote the questions as sentences to complete; that file is not at hand everywhere, so
+    numbers compare only with those of this protocol and of the same form.
+
+    Raises:
+        ValueError: the file is missing or broken, a context is too short, or the chat template
+            refuses a question or drops its text.
     """
     questions = _read(request)
     drawn = random.Random(repr((request.seed, "squad"))).sample(
         questions, min(request.n, len(questions))
     )
     encode = request.tokenizer.encode
-    start = start_ids(request.tokenizer)
     for question in drawn:
-        ids = [*start, *encode(question.paragraph, add_bos=False), *_ask(request, question)[0]]
-        yield _sample(request, question, {"context": "published"}, ids)
+        asked = _ask(request.tokenizer, question)
+        own = encode(question.paragraph, add_bos=False)
+        yield _sample(request, question, {"context": "published"}, asked, own)
     paragraphs = {q.paragraph: q.title for q in questions}
     encoded = request.tokenizer.encode_batch([f"{x}\n\n" for x in paragraphs], add_bos=False)
     tokens = dict(zip(paragraphs, encoded, strict=True))
@@ -59,9 +85,10 @@ def squad(request: Request) -> Iterator[Sample]:
     for context in request.contexts:
         places = replace(request, n=len(drawn)).places("squad", context)
         for question, place in zip(drawn, places, strict=True):
-            asked, answer = _ask(request, question)
+            asked = _ask(request.tokenizer, question)
             own = tokens[question.paragraph]
-            room = context - len(start) - len(own) - len(asked) - len(answer)
+            around = len(asked.before) + len(asked.behind) + len(asked.answer)
+            room = context - len(own) - around
             if room < 0:
                 raise ValueError(
                     f"a prompt of {context} tokens cannot hold paragraph and question, which "
@@ -69,8 +96,8 @@ def squad(request: Request) -> Iterator[Sample]:
                 )
             others = others_of[question]
             before, after = _around(place, others, int(place.depth * room), room)
-            ids = [*start, *before, *own, *after, *asked]
-            yield _sample(request, question, {"context": context, "depth": place.bin}, ids)
+            cell = {"context": context, "depth": place.bin}
+            yield _sample(request, question, cell, asked, [*before, *own, *after])
 
 
 def _read(request: Request) -> list[_Question]:
@@ -92,14 +119,21 @@ def _questions(path: Path, record: Mapping[str, object]) -> list[_Question]:
     return questions
 
 
-def _ask(request: Request, question: _Question) -> tuple[list[int], list[int]]:
-    """Tokens of the question and of the first answer."""
-    encode = request.tokenizer.encode
-    text = f"\n\nQuestion: {question.text}\nAnswer:"
-    return (
-        encode(text, add_bos=False),
-        encode(f" {question.answers[0]}", add_bos=False),
-    )
+def _ask(tokenizer: "Tokenizer", question: _Question) -> _Asked:
+    def encode(text: str) -> list[int]:
+        return tokenizer.encode(text, add_bos=False)
+
+    answer = question.answers[0]
+    if tokenizer.chat_template is None:
+        behind = encode(f"\n\nQuestion: {question.text}\nAnswer:")
+        return _Asked(start_ids(tokenizer), behind, encode(f" {answer}"))
+    message = {"role": "user", "content": f"{_CHAT}{question.text}"}
+    # The template spells out its own bos.
+    rendered = tokenizer.render_chat([message], add_generation_prompt=True)
+    before, hole, after = rendered.partition(_HOLE)
+    if not hole:
+        raise ValueError("the chat template drops the text of a message; squad cannot ask in it")
+    return _Asked(encode(before), encode(after), encode(answer))
 
 
 def _around(
@@ -117,14 +151,20 @@ def _around(
 
 
 def _sample(
-    request: Request, question: _Question, cell: dict[str, object], ids: list[int]
+    request: Request,
+    question: _Question,
+    cell: Mapping[str, object],
+    asked: _Asked,
+    paragraphs: Sequence[int],
 ) -> Sample:
+    # Outcomes of the two forms must never pair, nor one be taken for the other in a file.
+    form = "" if request.tokenizer.chat_template is None else "-chat"
     return Sample(
         task="squad",
         cell=cell,
-        item=question.item,
-        prompt_ids=ids,
-        answer_ids=_ask(request, question)[1],
+        item=f"{question.item}{form}",
+        prompt_ids=[*asked.before, *paragraphs, *asked.behind],
+        answer_ids=asked.answer,
         answers=question.answers,
         max_new_tokens=_NEW_TOKENS,
         match="contains",
