@@ -255,6 +255,11 @@ def test_a_cell_that_full_attention_cannot_do_is_void(tmp_path: Path) -> None:
     done = run("compare", path, "--by", "context", "--json")
     found = [json.loads(line) for line in done.out.splitlines()]
     assert [row["void"] for row in found] == [row["task"] == "needle" for row in found]
+    # Another model of full attention is not judged by the first one.
+    write(path, "larger", grid(0.9, 2), full=True)
+    both = ("--model", "full", "--model", "larger", "--by", "context", "--metric", "accuracy")
+    rows = [line.split() for line in run("compare", path, *both).out.splitlines()]
+    assert [row[-1] for row in rows if row and row[0] == "needle"] == ["higher", "higher"]
 
 
 def grid(p: float, seed: int) -> list[Outcome]:

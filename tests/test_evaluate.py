@@ -263,6 +263,9 @@ def test_where_full_attention_fails_the_others_are_void(
     assert "void" not in lines["hellaswag"]  # of four choices, a quarter is right by chance
     print_scores([hybrid])
     assert "void" not in capsys.readouterr().out
+    print_scores([base, hybrid, column("larger", full=True, kv=0.9)])
+    (line,) = (x.split() for x in capsys.readouterr().out.splitlines() if x.startswith("kv"))
+    assert line[-7:] == ["0.490", "±", "0.010", "void", "0.900", "±", "0.010"]
 
 
 def test_another_text_of_the_same_name_is_not_taken_for_the_first(

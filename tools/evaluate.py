@@ -133,7 +133,7 @@ def evaluate(
 ) -> None:
     """Scores models on tasks, one model after the other, and prints their scores side by side.
 
-    A recall task is void for the others where a model with full attention scores below 0.5.
+    A recall task is void for hybrids where a model with full attention scores below 0.5.
     """
     from tools.evaluation.batches import BatchLimits
     from tools.evaluation.suite import (
