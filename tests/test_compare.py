@@ -372,7 +372,10 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert_mistake(run("compare", path, "--model", "mamba"), "there: full, eva")
     assert_mistake(run("compare", path, "--metric", "f1"), "there: accuracy, perplexity")
     assert_mistake(run("compare", path, "--by", "size"), "no part of a cell 'size'")
+    assert_mistake(run("compare", path, "--by", ","), "none pools a task")
+    assert_mistake(run("compare", path, "--model", "eva"), "give --model for another one: full")
     assert_mistake(run("compare", path, "--resamples", 9), "at least 100")
+    assert_mistake(run("compare", path, "--seed", -1), "seed must be at least 0, not -1")
     assert_mistake(run("compare", path, "--plot", path), "not to the file")
 
 

@@ -79,6 +79,9 @@ def compare(
     check_plots(plot)
     read = read_outcomes(files)
     models = _chosen(read.models, model)
+    if plot is None and len(models) < min(2, len(read.models)):
+        others = ", ".join(name for name in read.models if name not in models)
+        raise ValueError(f"a comparison needs two models; give --model for another one: {others}")
     if plot is None or len(models) > 1:
         rows = compare_models(
             models, by=_parts(by), metrics=metric or None, resamples=resamples, seed=seed
@@ -115,7 +118,10 @@ def _chosen(
 def _parts(by: str | None) -> list[str] | None:
     if by is None:
         return None
-    return [] if by == "none" else [part.strip() for part in by.split(",")]
+    parts = [part.strip() for part in by.split(",") if part.strip()]
+    if not parts:
+        raise ValueError("--by names no part of a cell, such as context; none pools a task")
+    return [] if parts == ["none"] else parts
 
 
 def _in_cells(row: "Comparison", cells: Set[tuple[str, str]]) -> bool:

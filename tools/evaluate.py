@@ -150,6 +150,9 @@ def evaluate(
         return
     if not names:
         raise ValueError("name at least one model, see `zoo list`; --list prints the tasks")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named {names.count(name)} times; once is enough")
     chosen = choose_tasks(wanted)
     prompts, own = parse_n(n or ())
     settings = Settings(
@@ -209,10 +212,11 @@ def _evaluate(
     json: bool,
 ) -> "Column":
     """Runs one model's tasks; writes the rows of each as soon as it is complete."""
-    from tools.evaluation.jobs import jobs
+    from tools.evaluation.jobs import check_prompts, jobs
     from tools.evaluation.record import Record
     from tools.evaluation.report import Column, run_job, score_key
 
+    check_prompts(tasks, model, name, settings)
     longest = min(model.config.max_position_embeddings, max(settings.contexts or (2048,)))
     impl = implementation(model, runtime.impl, longest)
     case = model_case(name, model)
