@@ -346,6 +346,7 @@ def test_models_of_one_command_stand_side_by_side(folder: Path, full: Path, text
         (("--tasks", "kv", "--batch-size", 0), "batch_size must be at least 1, not 0"),
         (("--tasks", "kv", "--context", 200), "choose a greater length"),
         (("--tasks", "kv", "--out", "/no/such/folder/x"), "/no/such/folder"),
+        (("--tasks", "kv", "--out", __file__), "holds no rows of results"),
         (("--tasks", "kv", "--data", "/no/such", "--judge-text", "/no/such"), "No such file"),
     ],
     ids=[
@@ -362,6 +363,7 @@ def test_models_of_one_command_stand_side_by_side(folder: Path, full: Path, text
         "batch",
         "short",
         "out",
+        "code",
         "text",
     ],
 )
@@ -372,12 +374,11 @@ def test_a_mistake_is_one_line(folder: Path, arguments: tuple[object, ...], what
 def test_what_does_not_fit_is_refused_before_any_task_has_run(
     folder: Path, text: Path, tmp_path: Path
 ) -> None:
-    out, given = tmp_path / "out.jsonl", ("--n", 1, "--judge-text", text)
-    late = ("--tasks", "multikey,kv", "--context", 400)
-    done = run("evaluate", folder, *late, *given, "--out", out)
+    out = tmp_path / "out.jsonl"
+    options = ("--n", 1, "--judge-text", text, "--out", out)
+    done = run("evaluate", folder, "--tasks", "multikey,kv", "--context", 400, *options)
     assert_mistake(done, "kv: a prompt of 400 tokens cannot hold")
-    late = ("--tasks", "multikey,positions", "--context", CONTEXT, "--text", text)
-    done = run("evaluate", folder, *late, *given, "--out", out)
+    done = run("evaluate", folder, "--tasks", "multikey,positions", "--text", text, *options)
     assert_mistake(done, "windows of 640 tokens, fewer than 16; ask for fewer")
     assert not out.exists()
 

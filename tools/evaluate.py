@@ -17,7 +17,7 @@ from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import BatchSize, Json, Out, with_options
-from tools.results import append_result, check_appendable, device_name
+from tools.results import append_result, check_appendable, check_results, device_name
 
 if TYPE_CHECKING:
     from tools.evaluation.jobs import Job
@@ -174,8 +174,8 @@ def evaluate(
     check_tasks(chosen, settings)
     if out is not None and samples is not None and out.resolve() == samples.resolve():
         raise ValueError(f"--out and --samples are both {out}; name two files")
-    for path in (out, samples):
-        check_appendable(path)
+    check_results(out)
+    check_appendable(samples)
     from zoo.description import describe
 
     for name in names:
@@ -216,7 +216,7 @@ def _evaluate(
     from tools.evaluation.record import Record
     from tools.evaluation.report import Column, run_job, score_key
 
-    check_prompts(tasks, model, name, settings)
+    check_prompts(tasks, model, name, settings, shared)
     longest = min(model.config.max_position_embeddings, max(settings.contexts or (2048,)))
     impl = implementation(model, runtime.impl, longest)
     case = model_case(name, model)

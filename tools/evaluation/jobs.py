@@ -6,6 +6,7 @@ position.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tools.evaluation.outcome import Outcome
@@ -74,13 +75,16 @@ def jobs(
             yield _harness_job(task, settings.far, model, name, settings, shared)
 
 
-def check_prompts(tasks: Sequence[str], model: "CausalLM", name: str, settings: Settings) -> None:
+def check_prompts(
+    tasks: Sequence[str], model: "CausalLM", name: str, settings: Settings, shared: Shared
+) -> None:
     """Draws the first prompts of each task: what cannot be drawn fails before any task has run.
 
     Prompts of the harness's tasks always fit.
 
     Args:
-        tasks, model, name, settings: as `jobs`.
+        tasks: from `choose_tasks`.
+        model, name, settings, shared: as `jobs`.
 
     Raises:
         ValueError: the model has no tokenizer, or a context, file or filler is too short or
@@ -95,9 +99,11 @@ def check_prompts(tasks: Sequence[str], model: "CausalLM", name: str, settings: 
     for task in tasks:
         try:
             if task in RECALL:
-                recall_samples(task, model, name, first, alone)
+                # Once for all models of a tokenizer: a task of files takes a second.
+                key = ("first", task, model.tokenizer, _contexts(task, model, settings))
+                shared.once(key, partial(recall_samples, task, model, name, first, alone))
             elif task == POSITIONS:
-                _position_rows(model, settings, alone)
+                _position_rows(model, settings, shared)
         except ValueError as error:
             raise ValueError(f"{task}: {error}") from None
 
