@@ -132,7 +132,7 @@ def test_rows_go_to_no_file_of_another_kind(tmp_path: Path) -> None:
         check_results(out)
         append(out, 1.0)
         check_results(out)
-    for other in (b"{}\n", b'{"model": "a"}\n', b"\xfd7zXZ"):
+    for other in (b"{}\n", b'{\n  "model_type": "llama"\n}\n', b'{"model": "a"}\n', b"\xfd7zXZ"):
         out.write_bytes(other)
         with pytest.raises(ValueError, match="holds no rows of results"):
             check_results(out)

@@ -97,11 +97,12 @@ def check_results(path: Path | None) -> None:
             of a model, which rows behind it would spoil.
     """
     check_appendable(path)
-    if path is None or not path.exists():
+    if path is None or not path.is_file():
         return
     with path.open("rb") as file:
         begin = file.readline(len(_BEGIN)).rstrip(b"\n")
-    if not _BEGIN.startswith(begin):  # a kill may have cut the first row short
+    # A kill may have cut the first row short; a brace alone begins any JSON.
+    if begin == b"{" or not _BEGIN.startswith(begin):
         raise ValueError(f"{path} holds no rows of results to add to; name a new file")
 
 
