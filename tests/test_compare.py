@@ -255,6 +255,11 @@ def test_a_cell_that_full_attention_cannot_do_is_void(tmp_path: Path) -> None:
     done = run("compare", path, "--by", "context", "--json")
     found = [json.loads(line) for line in done.out.splitlines()]
     assert [row["void"] for row in found] == [row["task"] == "needle" for row in found]
+    # Another model of full attention is not judged by the first one.
+    write(path, "larger", grid(0.9, 2), full=True)
+    both = ("--model", "full", "--model", "larger", "--by", "context", "--metric", "accuracy")
+    rows = [line.split() for line in run("compare", path, *both).out.splitlines()]
+    assert [row[-1] for row in rows if row and row[0] == "needle"] == ["higher", "higher"]
 
 
 def grid(p: float, seed: int) -> list[Outcome]:
@@ -367,7 +372,10 @@ def test_mistakes_are_one_line(tmp_path: Path) -> None:
     assert_mistake(run("compare", path, "--model", "mamba"), "there: full, eva")
     assert_mistake(run("compare", path, "--metric", "f1"), "there: accuracy, perplexity")
     assert_mistake(run("compare", path, "--by", "size"), "no part of a cell 'size'")
+    assert_mistake(run("compare", path, "--by", ","), "none pools a task")
+    assert_mistake(run("compare", path, "--model", "eva"), "give --model for another one: full")
     assert_mistake(run("compare", path, "--resamples", 9), "at least 100")
+    assert_mistake(run("compare", path, "--seed", -1), "seed must be at least 0, not -1")
     assert_mistake(run("compare", path, "--plot", path), "not to the file")
 
 

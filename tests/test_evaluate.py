@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+import zoo
 from tests.command_line import ENVIRONMENT, ROOT, Run, assert_mistake, run, save
 from tests.harness_inputs import write_data
-from tests.tiny import hf_config, mixed
+from tests.tiny import hf_config, make_model, mixed
 from tools.evaluation.generating import ModelWriter, Written
 from tools.evaluation.outcome import Outcome, Score
 from tools.evaluation.record import Record, key_of
@@ -263,6 +264,9 @@ def test_where_full_attention_fails_the_others_are_void(
     assert "void" not in lines["hellaswag"]  # of four choices, a quarter is right by chance
     print_scores([hybrid])
     assert "void" not in capsys.readouterr().out
+    print_scores([base, hybrid, column("larger", full=True, kv=0.9)])
+    (line,) = (x.split() for x in capsys.readouterr().out.splitlines() if x.startswith("kv"))
+    assert line[-7:] == ["0.490", "±", "0.010", "void", "0.900", "±", "0.010"]
 
 
 def test_another_text_of_the_same_name_is_not_taken_for_the_first(
@@ -338,9 +342,11 @@ def test_models_of_one_command_stand_side_by_side(folder: Path, full: Path, text
         (("--tasks", "kv", "--n", 0), "n must be at least 1, not 0"),
         (("--tasks", "kv", "--limit", 0), "limit must be at least 1, not 0"),
         (("--tasks", "kv", "--context", 641), "641 exceeds"),
+        (("--tasks", "kv", "--context", -5), "context must be at least 1, not -5"),
         (("--tasks", "kv", "--batch-size", 0), "batch_size must be at least 1, not 0"),
         (("--tasks", "kv", "--context", 200), "choose a greater length"),
         (("--tasks", "kv", "--out", "/no/such/folder/x"), "/no/such/folder"),
+        (("--tasks", "kv", "--out", __file__), "holds no rows of results"),
         (("--tasks", "kv", "--data", "/no/such", "--judge-text", "/no/such"), "No such file"),
     ],
     ids=[
@@ -353,14 +359,39 @@ def test_models_of_one_command_stand_side_by_side(folder: Path, full: Path, text
         "n",
         "limit",
         "context",
+        "negative",
         "batch",
         "short",
         "out",
+        "code",
         "text",
     ],
 )
 def test_a_mistake_is_one_line(folder: Path, arguments: tuple[object, ...], what: str) -> None:
     assert_mistake(run("evaluate", folder, *arguments), what)
+
+
+def test_what_does_not_fit_is_refused_before_any_task_has_run(
+    folder: Path, text: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    options = ("--n", 1, "--judge-text", text, "--out", out)
+    done = run("evaluate", folder, "--tasks", "multikey,kv", "--context", 400, *options)
+    assert_mistake(done, "kv: a prompt of 400 tokens cannot hold")
+    done = run("evaluate", folder, "--tasks", "multikey,positions", "--text", text, *options)
+    assert_mistake(done, "windows of 640 tokens, fewer than 16; ask for fewer")
+    assert not out.exists()
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    zoo.save(make_model(hf_config("llama")), tmp_path / "bare")
+    for task in ("kv", "positions"):
+        done = run("evaluate", tmp_path / "bare", "--tasks", task, "--text", __file__)
+        assert_mistake(done, "bare does not have; put its tokenizer.json beside")
+
+
+def test_a_model_named_twice_is_a_mistake(folder: Path) -> None:
+    assert_mistake(run("evaluate", folder, folder, *KEYS), "is named 2 times")
 
 
 def test_a_command_without_a_model_says_so() -> None:

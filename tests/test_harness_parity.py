@@ -56,6 +56,7 @@ def _same(one: Outcome, other: Outcome) -> bool:
 
 
 def assert_same(theirs: list[Outcome], ours: list[Outcome]) -> None:
+    assert theirs
     for one, other in zip(theirs, ours, strict=True):
         assert _same(one, other), (one, other)
 
@@ -101,6 +102,7 @@ def test_smollm2_scores_as_with_the_harness_own(far: int, limit: int, tmp_path: 
         one = list(run_harness(theirs, "theirs", [task], **options))
         other = list(run_harness(model, "ours", [task], limits=BatchLimits(rows=rows), **options))
         pairs = list(zip(one, other, strict=True))
+        assert pairs, f"{task} has no items"
         for metric in dict.fromkeys(x.metric for x in one):
             both = [(x.value, y.value) for x, y in pairs if x.metric == metric]
             sums = [sum(values) for values in zip(*both, strict=True)]

@@ -13,7 +13,7 @@ import torch
 
 from tests.command_line import run, save
 from tests.tiny import mixed
-from tools.results import append_result, check_appendable
+from tools.results import append_result, check_appendable, check_results
 from tools.text_files import read_text
 
 TEXT = "Straße, naïve\r\n\n" * 1000
@@ -123,6 +123,20 @@ def test_what_is_no_number_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         append(tmp_path / "rows.jsonl", float("nan"))
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_go_to_no_file_of_another_kind(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    for begin in (b"", b'{"ben'):
+        out.write_bytes(begin)
+        check_results(out)
+        append(out, 1.0)
+        check_results(out)
+    for other in (b"{}\n", b'{\n  "model_type": "llama"\n}\n', b'{"model": "a"}\n', b"\xfd7zXZ"):
+        out.write_bytes(other)
+        with pytest.raises(ValueError, match="holds no rows of results"):
+            check_results(out)
+        assert out.read_bytes() == other
 
 
 def test_a_file_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) -> None:

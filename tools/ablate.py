@@ -10,7 +10,7 @@ from tools.display import print_json, progress
 from tools.entry import run_command
 from tools.model_options import RuntimeOptions, SourceOptions
 from tools.options import Json, with_options
-from tools.results import check_appendable
+from tools.results import check_results
 
 
 @with_options
@@ -62,7 +62,7 @@ def ablate(
     ablation = read_ablation(recipe)
     out = recipe.with_suffix(".results.jsonl") if out is None else out
     work = recipe.with_suffix(".work") if work is None else work
-    check_appendable(out)
+    check_results(out)
     check_plots(plot)
     if report_only:
         if not out.is_file():

@@ -20,7 +20,7 @@ from tools.benchmarks.tile_command import tiles
 from tools.display import print_json, progress
 from tools.entry import run
 from tools.options import ChunkSize, Device, Json, Out, WindowSize
-from tools.results import check_appendable, device_name
+from tools.results import check_results, device_name
 
 if TYPE_CHECKING:
     import torch
@@ -122,7 +122,7 @@ def kernels(
     the interquartile range; host ms is what one eager call costs the host. The exit status is 1
     if an answer was wrong, if triton failed, or if nothing could be measured.
     """
-    check_appendable(out)
+    check_results(out)
     if repetitions is not None and repetitions < 2:
         raise ValueError(f"repetitions must be at least 2, for a spread, not {repetitions}")
     import torch

@@ -79,6 +79,9 @@ def compare(
     check_plots(plot)
     read = read_outcomes(files)
     models = _chosen(read.models, model)
+    if plot is None and len(models) < min(2, len(read.models)):
+        others = ", ".join(name for name in read.models if name not in models)
+        raise ValueError(f"a comparison needs two models; give --model for another one: {others}")
     if plot is None or len(models) > 1:
         rows = compare_models(
             models, by=_parts(by), metrics=metric or None, resamples=resamples, seed=seed
@@ -87,13 +90,16 @@ def compare(
         # Of a model that is not compared, too.
         full = next((name for name in read.models if name in read.full), None)
         void = set() if full is None else void_cells(read.models[full], _parts(by))
+        # Models of full attention alone are judged by nothing but themselves.
+        exempt = read.full if base in read.full else frozenset[str]()
+        voids = [row.model not in exempt and _in_cells(row, void) for row in rows]
         if json:
-            for row in rows:
+            for row, is_void in zip(rows, voids, strict=True):
                 fields = {"base": base, **dataclasses.asdict(row), "noise": row.noise}
-                fields |= {"few": row.few, "void": _is_void(row, void)}
+                fields |= {"few": row.few, "void": is_void}
                 print_json(fields | {"resamples": resamples, "seed": seed})
         else:
-            _print_rows(base, rows, void)
+            _print_rows(base, rows, voids)
         _warn(base, rows, {name: _items(outcomes, metric) for name, outcomes in models.items()})
     if plot is not None:
         for path in write_plots(plot, models):
@@ -112,16 +118,19 @@ def _chosen(
 def _parts(by: str | None) -> list[str] | None:
     if by is None:
         return None
-    return [] if by == "none" else [part.strip() for part in by.split(",")]
+    parts = [part.strip() for part in by.split(",") if part.strip()]
+    if not parts:
+        raise ValueError("--by names no part of a cell, such as context; none pools a task")
+    return [] if parts == ["none"] else parts
 
 
-def _is_void(row: "Comparison", void: Set[tuple[str, str]]) -> bool:
+def _in_cells(row: "Comparison", cells: Set[tuple[str, str]]) -> bool:
     from tools.evaluation.record import cell_text
 
-    return row.metric == "accuracy" and (row.task, cell_text(row.cell)) in void
+    return row.metric == "accuracy" and (row.task, cell_text(row.cell)) in cells
 
 
-def _print_rows(base: str, rows: Sequence["Comparison"], void: Set[tuple[str, str]]) -> None:
+def _print_rows(base: str, rows: Sequence["Comparison"], voids: Sequence[bool]) -> None:
     print_table(
         ["task", "cell", "metric", "n", "base", "model", "score", "difference", "95 %", ""],
         [
@@ -135,12 +144,12 @@ def _print_rows(base: str, rows: Sequence["Comparison"], void: Set[tuple[str, st
                 f"{row.score:.3f}",
                 f"{row.difference:+.3f}",
                 "" if row.low is None else f"{row.low:+.3f} to {row.high:+.3f}",
-                "void" if _is_void(row, void) else _verdict(row),
+                "void" if void else _verdict(row),
             ]
-            for row in rows
+            for row, void in zip(rows, voids, strict=True)
         ],
     )
-    counted = [row for row in rows if not _is_void(row, void)]
+    counted = [row for row, void in zip(rows, voids, strict=True) if not void]
     clear = sum(not row.noise for row in counted)
     print(f"base: {base}")
     print(

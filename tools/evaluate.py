@@ -17,7 +17,7 @@ from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import BatchSize, Json, Out, with_options
-from tools.results import append_result, check_appendable, device_name
+from tools.results import append_result, check_appendable, check_results, device_name
 
 if TYPE_CHECKING:
     from tools.evaluation.jobs import Job
@@ -133,7 +133,7 @@ def evaluate(
 ) -> None:
     """Scores models on tasks, one model after the other, and prints their scores side by side.
 
-    A recall task is void for the others where a model with full attention scores below 0.5.
+    A recall task is void for hybrids where a model with full attention scores below 0.5.
     """
     from tools.evaluation.batches import BatchLimits
     from tools.evaluation.suite import (
@@ -150,6 +150,9 @@ def evaluate(
         return
     if not names:
         raise ValueError("name at least one model, see `zoo list`; --list prints the tasks")
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name} is named {names.count(name)} times; once is enough")
     chosen = choose_tasks(wanted)
     prompts, own = parse_n(n or ())
     settings = Settings(
@@ -171,8 +174,8 @@ def evaluate(
     check_tasks(chosen, settings)
     if out is not None and samples is not None and out.resolve() == samples.resolve():
         raise ValueError(f"--out and --samples are both {out}; name two files")
-    for path in (out, samples):
-        check_appendable(path)
+    check_results(out)
+    check_appendable(samples)
     from zoo.description import describe
 
     for name in names:
@@ -209,10 +212,11 @@ def _evaluate(
     json: bool,
 ) -> "Column":
     """Runs one model's tasks; writes the rows of each as soon as it is complete."""
-    from tools.evaluation.jobs import jobs
+    from tools.evaluation.jobs import check_prompts, jobs
     from tools.evaluation.record import Record
     from tools.evaluation.report import Column, run_job, score_key
 
+    check_prompts(tasks, model, name, settings, shared)
     longest = min(model.config.max_position_embeddings, max(settings.contexts or (2048,)))
     impl = implementation(model, runtime.impl, longest)
     case = model_case(name, model)

@@ -12,7 +12,7 @@ from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case, tokenizer_for_rows
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_options
-from tools.results import append_result, check_appendable
+from tools.results import append_result, check_results
 from tools.scoring.passkey_prompts import DEFAULT_DEPTHS, WORDINGS, PasskeyPrompts
 from tools.text_files import read_text
 
@@ -61,7 +61,7 @@ def passkey(
 
     A prompt counts when every token of the answer is the most likely one, given those before.
     """
-    check_appendable(out)
+    check_results(out)
     wordings = _chosen(wording or ["magic"])
     text = None if hay is None else read_text(hay)
     model = load_model(name, source, attention, runtime)

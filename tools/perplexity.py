@@ -12,7 +12,7 @@ from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case, tokenizer_for_rows
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_options
-from tools.results import append_result, check_appendable
+from tools.results import append_result, check_results
 from tools.text_files import read_text
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def perplexity(
     """
     if piece_size is not None and cache_dtype is None:
         raise ValueError("--piece-size is of the pieces that a cache reads: give --cache-dtype")
-    check_appendable(out)
+    check_results(out)
     content = read_text(text)
     model = load_model(name, source, attention, runtime)
     from tools.scoring.cached import CachedModel

@@ -18,6 +18,7 @@ Bench = Literal[
     "kernels", "tiles", "stability", "decode", "batch", "evaluate", "placement", "conversion"
 ]
 
+_BEGIN = b'{"bench": '  # of every row
 _CHECKOUT = Path(__file__).parents[1]
 
 
@@ -85,6 +86,24 @@ def check_appendable(path: Path | None) -> None:
         raise ValueError(f"cannot create {path}: there is no folder {path.parent}")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"cannot write {path}: permission denied")
+
+
+def check_results(path: Path | None) -> None:
+    """As `check_appendable`, and a file that is there must hold results.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it cannot be written, or begins with something else, such as the configuration
+            of a model, which rows behind it would spoil.
+    """
+    check_appendable(path)
+    if path is None or not path.is_file():
+        return
+    with path.open("rb") as file:
+        begin = file.readline(len(_BEGIN)).rstrip(b"\n")
+    # A kill may have cut the first row short; a brace alone begins any JSON.
+    if begin == b"{" or not _BEGIN.startswith(begin):
+        raise ValueError(f"{path} holds no rows of results to add to; name a new file")
 
 
 def device_name(device: "torch.device") -> str:

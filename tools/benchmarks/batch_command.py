@@ -10,7 +10,7 @@ from tools.benchmarks.common import Metric, append_metrics, device_of, versions
 from tools.benchmarks.engines import EngineOptions, Run, load_ours, load_transformers
 from tools.display import print_json, print_table
 from tools.options import Device, Json, Out, with_options
-from tools.results import check_appendable, device_name
+from tools.results import check_results, device_name
 
 if TYPE_CHECKING:
     import torch
@@ -42,7 +42,7 @@ def batch(
 
     Beside ours stands what zoo.max_batch says without trying.
     """
-    check_appendable(out)
+    check_results(out)
     if context < 8:
         raise ValueError(f"--context must be at least 8, not {context}")
     if memory is not None and not 0 < memory < float("inf"):

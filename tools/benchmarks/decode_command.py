@@ -15,7 +15,7 @@ from tools.benchmarks.common import (
 from tools.benchmarks.engines import EngineOptions, Run, load_ours, load_transformers
 from tools.display import print_json, print_rule, print_table
 from tools.options import Device, Json, Out, with_options
-from tools.results import check_appendable, device_name
+from tools.results import check_results, device_name
 
 if TYPE_CHECKING:
     import torch
@@ -57,7 +57,7 @@ def decode(
     of steps may err at most twice as much as one pass in --dtype. What runs out of memory is
     reported as such. The exit status is 1 if an answer was wrong or nothing could be measured.
     """
-    check_appendable(out)
+    check_results(out)
     for name, least, value in (("--prompt", 1, prompt), ("--new", 4, new)):
         if value < least:
             raise ValueError(f"{name} must be at least {least}, not {value}")

@@ -7,7 +7,7 @@ import typer
 
 from tools.benchmarks.common import chosen, device_of, versions, words
 from tools.options import Device, Json, Out
-from tools.results import check_appendable, device_name
+from tools.results import check_results, device_name
 from tools.text_files import read_text
 
 TrainedName = Literal["triton", "flex", "reference"]
@@ -66,7 +66,7 @@ def stability(
     batches. The exit status is 1 if a loss or a gradient was not finite, or if an implementation
     differs from the reference by more than the reference with one seed from itself with another.
     """
-    check_appendable(out)
+    check_results(out)
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, not {jobs}")
     content = b"".join(read_text(path).encode() for path in text)

@@ -8,7 +8,7 @@ from tools.benchmarks.common import Metric, append_metrics, device_of
 from tools.benchmarks.names import DtypeName, WindowName
 from tools.display import print_json
 from tools.options import ChunkSize, Device, Json, Out, WindowSize
-from tools.results import check_appendable
+from tools.results import check_results
 
 
 def tiles(
@@ -47,7 +47,7 @@ def tiles(
 
     The tile in use comes first. Those of flasheva/triton/tiles.py were found so.
     """
-    check_appendable(out)
+    check_results(out)
     import torch
 
     from flasheva import EvaConfig, resolve_impl

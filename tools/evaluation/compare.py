@@ -91,12 +91,14 @@ def compare_models(
 
     Raises:
         ValueError: fewer than two models, no pair at all, names that no cell has, metrics that no
-            outcome has, or `resamples` below 100.
+            outcome has, `resamples` below 100, or `seed` below 0.
     """
     if len(models) < 2:
         raise ValueError(f"a comparison needs two models; here: {', '.join(models) or 'none'}")
     if resamples < 100:
         raise ValueError(f"an interval needs at least 100 resamples, not {resamples}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, not {seed}")
     _check_names(models, by, metrics)
     (base_name, base_outcomes), *others = models.items()
     base = _grouped(base_outcomes, by, metrics)

@@ -4,8 +4,9 @@ They are a recall task; a task of the harness as published, or behind unrelated 
 position.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tools.evaluation.outcome import Outcome
@@ -18,6 +19,8 @@ from tools.evaluation.shared import Shared
 from tools.evaluation.suite import HUB, POSITIONS, Settings, check_contexts, position_text
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from zoo import CausalLM
 
 Advance = Callable[[int], None]
@@ -70,6 +73,39 @@ def jobs(
         yield _harness_job(task, 0, model, name, settings, shared)
         if settings.far and task not in LONG_TASKS and not task.startswith(HUB):
             yield _harness_job(task, settings.far, model, name, settings, shared)
+
+
+def check_prompts(
+    tasks: Sequence[str], model: "CausalLM", name: str, settings: Settings, shared: Shared
+) -> None:
+    """Draws the first prompts of each task: what cannot be drawn fails before any task has run.
+
+    Prompts of the harness's tasks always fit.
+
+    Args:
+        tasks: from `choose_tasks`.
+        model, name, settings, shared: as `jobs`.
+
+    Raises:
+        ValueError: the model has no tokenizer, or a context, file or filler is too short or
+            broken.
+    """
+    if model.tokenizer is None:
+        raise ValueError(
+            f"tasks need a tokenizer, which {name} does not have; put its tokenizer.json beside "
+            "its weights"
+        )
+    first, alone = replace(settings, n=1, own_n={}), Shared(keep=False)
+    for task in tasks:
+        try:
+            if task in RECALL:
+                # Once for all models of a tokenizer: a task of files takes a second.
+                key = ("first", task, model.tokenizer, _contexts(task, model, settings))
+                shared.once(key, partial(recall_samples, task, model, name, first, alone))
+            elif task == POSITIONS:
+                _position_rows(model, settings, shared)
+        except ValueError as error:
+            raise ValueError(f"{task}: {error}") from None
 
 
 def _contexts(task: str, model: "CausalLM", settings: Settings) -> tuple[int, ...]:
@@ -191,19 +227,14 @@ def _harness_job(
 
 
 def _position_job(model: "CausalLM", settings: Settings, shared: Shared) -> Job:
-    from tools.evaluation.positions import text_windows, window_outcomes
-    from tools.text_files import read_text
+    from tools.evaluation.positions import window_outcomes
 
     path = position_text(settings)
-    window = max(settings.contexts or (min(2048, model.config.max_position_embeddings),))
-    windows = 16 if settings.limit is None else min(16, settings.limit)
+    window, windows = _position_windows(model, settings)
 
     def run(done: Set[Key], advance: Advance) -> Iterator[Outcome]:
         del done  # one pass over a text, which is short
-        rows = shared.once(
-            (POSITIONS, model.tokenizer, window),
-            lambda: text_windows(model, read_text(path), window=window, windows=windows),
-        )
+        rows = _position_rows(model, settings, shared)
         return window_outcomes(
             model, rows, batch_size=settings.limits.most_rows(window), advance=advance
         )
@@ -215,4 +246,23 @@ def _position_job(model: "CausalLM", settings: Settings, shared: Shared) -> Job:
         covers=lambda outcome: False,
         reports=(),
         case={"text": path.name, "window": window, "windows": windows},
+    )
+
+
+def _position_windows(model: "CausalLM", settings: Settings) -> tuple[int, int]:
+    """Tokens of a window, and how many windows."""
+    window = max(settings.contexts or (min(2048, model.config.max_position_embeddings),))
+    return window, 16 if settings.limit is None else min(16, settings.limit)
+
+
+def _position_rows(model: "CausalLM", settings: Settings, shared: Shared) -> "Tensor":
+    """The windows, int [N, W]."""
+    from tools.evaluation.positions import text_windows
+    from tools.text_files import read_text
+
+    window, windows = _position_windows(model, settings)
+    text = position_text(settings)
+    return shared.once(
+        (POSITIONS, model.tokenizer, window),
+        lambda: text_windows(model, read_text(text), window=window, windows=windows),
     )

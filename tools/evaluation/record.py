@@ -56,7 +56,7 @@ class Record:
         self._file: BinaryIO | None = None
         if path is None:
             return
-        if path.exists():
+        if path.is_file():  # a device or pipe, such as /dev/stdout, might never end
             lines = read_sample_lines(path)
             found = (x.outcome for x in lines if x is not None and x.case == self._case)
             self._outcomes = {key_of(outcome): outcome for outcome in found}

@@ -85,7 +85,7 @@ def print_scores(columns: Sequence[Column]) -> None:
         task, cell, _, metric = key
         void = judge is not None and is_void(judge.scores.get(key))
         shown = [
-            "void" if void and column is not judge else _shown(column.scores.get(key))
+            "void" if void and not column.full else _shown(column.scores.get(key))
             for column in columns
         ]
         where = ", ".join(f"{name} {value}" for name, value in json.loads(cell).items())

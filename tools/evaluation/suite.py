@@ -137,6 +137,7 @@ def check_tasks(tasks: Sequence[str], settings: Settings) -> None:
         ValueError: a file is missing, or a number is out of range.
     """
     numbers = {"n": settings.n, "limit": settings.limit}
+    numbers["context"] = min(settings.contexts) if settings.contexts else None
     numbers |= {f"n of {task}": number for task, number in settings.own_n.items()}
     for what, number in numbers.items():
         if number is not None and number < 1:

@@ -80,7 +80,7 @@ def cut_windows(ids: Sequence[int], window: int, count: int | None = None) -> Te
     if there < max(wanted, 1):
         raise ValueError(
             f"the text of {len(ids)} tokens has {there} windows of {window} tokens, fewer than "
-            f"{max(wanted, 1)}; ask for fewer or shorter ones"
+            f"{max(wanted, 1)}; ask for fewer or shorter ones, or give a longer text"
         )
     return torch.tensor(ids[: wanted * window]).view(wanted, window)
 
