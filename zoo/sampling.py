@@ -128,17 +128,23 @@ def _penalised(logits: Tensor, seen: Tensor, sampling: Sampling) -> Tensor:
 
 
 def keep(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Sets the logits [B, V] that top_k, top_p and min_p rule out to minus infinity."""
+    """Sets the logits [B, V] that top_k, top_p and min_p rule out to minus infinity.
+
+    Tokens that are as likely as the last one kept are kept too.
+    """
     lowest = float("-inf")
+    best = None  # in descending order
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, lowest)
+        best = logits.topk(sampling.top_k, dim=-1).values
+        logits = logits.masked_fill(logits < best[:, -1:], lowest)
     if sampling.top_p is not None and sampling.top_p < 1:
-        ordered, index = logits.sort(dim=-1, descending=True)
-        probabilities = ordered.softmax(-1)
+        if best is None:  # of the whole vocabulary, which takes many times as long as topk
+            best = logits.sort(dim=-1, descending=True).values
+        probabilities = (best - logits.logsumexp(-1, keepdim=True)).exp()
         # A token goes when those before it reach top_p already; the first one never goes.
         surplus = probabilities.cumsum(-1) - probabilities >= sampling.top_p
-        logits = logits.masked_fill(surplus.scatter(-1, index, surplus), lowest)
+        last = best.masked_fill(surplus, float("inf")).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < last, lowest)
     if sampling.min_p is not None:
         probabilities = logits.softmax(-1)
         floor = sampling.min_p * probabilities.amax(-1, keepdim=True)
