@@ -46,7 +46,10 @@ def test_the_guard_of_these_tests_can_fail():
         compiled(torch.zeros(4))
 
 
-@pytest.mark.parametrize(("window", "summary_map"), [("sliding", "linear"), ("block", "pooled")])
+@pytest.mark.parametrize(
+    ("window", "summary_map"),
+    [("sliding", "linear"), pytest.param("block", "pooled", marks=pytest.mark.slow)],
+)
 def test_dynamic_lengths_never_recompile(window, summary_map):
     model = tiny(window=window, summary_map=summary_map)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -160,6 +163,7 @@ def traced(monkeypatch):
     compiled_blocks._handle.cache_clear()
 
 
+@pytest.mark.slow
 def test_blocks_of_a_kind_are_compiled_once(traced):
     """For the first sizes, for any others, and for one row; for two models alike."""
     begin = traced()
@@ -191,6 +195,7 @@ def test_generation_does_not_recompile_for_other_prompts(traced, compile):
         assert out == eager
 
 
+@pytest.mark.slow
 def test_every_kind_of_cache_can_be_compiled_for_in_one_process(monkeypatch):
     """torch.compile refuses after 8 graphs of one function."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))

@@ -30,8 +30,10 @@ def tokens(B: int, T: int) -> torch.Tensor:
     ("kinds", "window", "S", "P", "summary_map", "splits"),
     [
         (("eva_attention",), "sliding", 8, 8, "linear", 1),
-        (("eva_attention",), "block", 0, 8, "linear", 2),
-        (("window_attention", "full_attention"), "sliding", 8, 8, "linear", 2),
+        pytest.param(("eva_attention",), "block", 0, 8, "linear", 2, marks=slow),
+        pytest.param(
+            ("window_attention", "full_attention"), "sliding", 8, 8, "linear", 2, marks=slow
+        ),
         pytest.param(("eva_attention",), "sliding", 32, 16, "layernorm", 2, marks=slow),
         pytest.param(("eva_attention",), "block", 16, 16, "pooled", 2, marks=slow),
         # Nothing is a power of 2.
@@ -57,6 +59,7 @@ def test_steps_equal_one_pass(kinds, window, S, P, summary_map, splits, monkeypa
                 assert (out - exact[:, at]).abs().max() <= 1e-5 * exact.abs().max(), at
 
 
+@slow
 def test_a_row_that_takes_no_token_keeps_its_cache():
     model, low, reference = models(window_size=16, chunk_size=8)
     ids = tokens(3, 60)

@@ -310,6 +310,7 @@ def trained(branches: Branches, objective, steps: int = 30, **options) -> list[G
     return list(learn_gates(branches, objective, budget=2, steps=steps, batch_size=3, **options))
 
 
+@pytest.mark.slow
 def test_gates_find_the_layers_that_the_score_asks_for() -> None:
     branches = make_branches()
     for exact in ((0, 3), (1, 4)):

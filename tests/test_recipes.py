@@ -8,7 +8,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import recipes
@@ -263,6 +263,7 @@ def test_an_unknown_name_finds_no_recipe(name: str) -> None:
 # Placement
 
 
+@settings(deadline=None)
 @given(placements())
 def test_a_rule_gives_that_many_layers_of_the_model_in_order(case: tuple[Placement, int]) -> None:
     placement, num_layers = case
@@ -272,6 +273,7 @@ def test_a_rule_gives_that_many_layers_of_the_model_in_order(case: tuple[Placeme
     assert set(layers) <= set(range(num_layers))
 
 
+@settings(deadline=None)
 @given(placements())
 def test_the_layers_of_a_rule_pass_as_a_list(case: tuple[Placement, int]) -> None:
     placement, num_layers = case
@@ -295,6 +297,7 @@ def test_uniform_takes_the_middle_of_equal_stretches(
     assert exact_layers(Placement(rule="uniform", count=count), num_layers) == layers
 
 
+@settings(deadline=None)
 @given(st.integers(1, 80), st.data())
 def test_uniform_spreads_evenly(num_layers: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(1, num_layers))
@@ -318,6 +321,7 @@ def test_random_is_the_same_everywhere(seed: int, layers: tuple[int, ...]) -> No
     assert exact_layers(Placement(rule="random", count=5, seed=seed), 30) == layers
 
 
+@settings(deadline=None)
 @given(st.integers(2, 80), st.integers(0, 1000), st.data())
 def test_random_with_one_more_layer_keeps_the_others(
     num_layers: int, seed: int, data: st.DataObject
@@ -363,6 +367,7 @@ def test_the_default_is_a_sixth_of_the_layers_and_at_least_one() -> None:
     assert default_placement(30).rule == "uniform"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200))
 def test_the_default_fits_every_depth(num_layers: int) -> None:
     assert len(exact_layers(default_placement(num_layers), num_layers)) >= 1
@@ -371,6 +376,7 @@ def test_the_default_fits_every_depth(num_layers: int) -> None:
 # Lists of layers from a command line
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, 9999), min_size=1, max_size=8), st.randoms(), st.data())
 def test_written_layers_are_read_back(
     starts: set[int], order: Random, data: st.DataObject

@@ -78,7 +78,7 @@ def test_exchanges_leave_a_trap_that_greedy_stays_in() -> None:
 
 
 @given(st.lists(st.integers(-50, 50), min_size=L, max_size=L), st.integers(1, L))
-@settings(max_examples=50)
+@settings(deadline=None, max_examples=50)
 def test_greedy_and_ranking_are_best_for_a_sum_over_layers(values: list[int], count: int) -> None:
     def score(layers: LayerSet) -> float:
         return float(sum(values[layer] for layer in layers))

@@ -268,6 +268,7 @@ def test_the_default_piece_is_of_bounded_size() -> None:
     assert alive.peak < 4 * 2**26 * 4 < 4 * tokens * vocab * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
 def test_a_tied_model_and_its_losses_compile_whole(dtype: torch.dtype) -> None:
     """Both models in one graph, with a last piece that is smaller; bfloat16 under autocast."""

@@ -57,7 +57,7 @@ def big_tiles(monkeypatch):
         slow("sliding", 16, 1, 80, 130, True, "linear", 16),
         ("sliding", 64, 2, 16, 50, False, "linear", 16),  # more sinks than tokens
         ("block", 16, 2, 16, 1, False, "linear", 16),
-        ("sliding", 16, 2, 136, 70, False, "layernorm", 16),  # maps in parts
+        slow("sliding", 16, 2, 136, 70, False, "layernorm", 16),  # maps in parts
         slow("sliding", 16, 1, 256, 130, True, "pooled", 16),
         slow("sliding", 96, 2, 16, 120, False, "linear", 24),  # nothing is a power of 2
     ],
@@ -118,7 +118,7 @@ def test_full_attention_of_packed_rows_on_a_cpu_is_left_to_pytorch():
     assert full_attention_packed(x, x, x, seq_start=torch.zeros(1, 8).int()) is None
 
 
-@pytest.mark.parametrize("factor", [1.0, 1000.0])
+@pytest.mark.parametrize("factor", [slow(1.0), 1000.0])
 def test_summaries_below_and_above_what_the_exact_keys_gave(factor, monkeypatch):
     """Short ones let the forward pass do without a running maximum, long ones do not."""
     monkeypatch.setattr(call, "tile_of", lambda *_: Tile(64, 16, 4, 1))

@@ -30,6 +30,7 @@ def count_seen(config: EvaConfig, query: int, length: int) -> torch.Tensor:
     return exact + sees_summary(config, n, tokens // config.chunk_size).long()
 
 
+@settings(deadline=None)
 @given(config=configs(), query=st.integers(0, 300))
 def test_each_past_token_is_seen_exactly_once_and_no_future_token(config, query):
     seen = count_seen(config, query, query + 3 * config.chunk_size)
@@ -37,6 +38,7 @@ def test_each_past_token_is_seen_exactly_once_and_no_future_token(config, query)
     assert (seen[query + 1 :] == 0).all()
 
 
+@settings(deadline=None)
 @given(config=configs(), query=st.integers(0, 300))
 def test_window_start_is_a_chunk_boundary_within_a_window_of_the_query(config, query):
     start = int(window_start(config, torch.tensor(query)))
@@ -47,6 +49,7 @@ def test_window_start_is_a_chunk_boundary_within_a_window_of_the_query(config, q
     assert start <= int(window_start(config, torch.tensor(query + 1)))
 
 
+@settings(deadline=None)
 @given(config=configs(), query=st.integers(0, 300))
 def test_the_rule_as_it_is_stated(config, query):
     W, P, S = config.window_size, config.chunk_size, config.sink_size
@@ -59,6 +62,7 @@ def test_the_rule_as_it_is_stated(config, query):
         assert bool(sees_summary(config, torch.tensor(query), torch.tensor(c))) == expected
 
 
+@settings(deadline=None)
 @given(config=configs(), seed=st.integers(0, 10), length=st.integers(1, 120))
 def test_packed_documents_see_only_themselves(config, seed, length):
     P = config.chunk_size
@@ -139,7 +143,7 @@ def test_flex_masks_are_the_rule(T, N, window, S, layout):
         assert partial.sum() + full.sum() < 0.6 * partial.numel()
 
 
-@settings(max_examples=20)
+@settings(deadline=None, max_examples=20)
 @given(config=configs())
 def test_config_survives_a_round_trip(config):
     assert EvaConfig.from_dict(config.to_dict()) == config
