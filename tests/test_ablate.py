@@ -9,6 +9,7 @@ import pytest
 
 from recipes.ablation import Ablation, JudgeTable, read_ablation
 from tests.command_line import ROOT, Run, assert_mistake, run, save
+from tests.test_gemma3 import fields
 from tests.tiny import SHORT_WINDOW, hf_config
 from tools.evaluation.outcome import Outcome
 from tools.placement.ablation import Point, points
@@ -347,3 +348,36 @@ def test_a_cut_row_is_left_out_of_a_report(tmp_path: Path) -> None:
 def test_published_sweeps_can_be_read(path: Path) -> None:
     sweep = read_ablation(path)
     assert {point.rule for point in points(sweep)} == {"none", *sweep.rules}
+
+
+@pytest.mark.slow
+def test_layers_that_slide_as_published_are_not_placed(tmp_path: Path) -> None:
+    """Gemma 3 with 6 layers, of which 2 and 5 do not slide."""
+    config = fields(
+        vocab_size=512,
+        num_hidden_layers=6,
+        sliding_window_pattern=3,
+        max_position_embeddings=1024,
+        eva=SHORT_WINDOW.to_dict(),
+    )
+    recipe = write(
+        tmp_path / "sweep.toml",
+        save(tmp_path / "gemma", config),
+        ('"greedy_kl"', '"greedy_both", "gates_retrieval", "drop_retrieval"'),
+        ("counts = [1, 2]", "counts = [1]"),
+        ("window_sizes = [16, 8]", "window_sizes = [16]"),
+        ("[judge]\n", "steps = 3\n[judge]\nteacher_forcing = true\n"),
+    )
+    ablate(recipe)
+    cases = [
+        row["case"]
+        for row in rows_of(recipe.with_suffix(".results.jsonl"))
+        if row["metric"] == "cache_bytes"
+    ]
+    found = {(case["rule"], case["count"]): case["layers"].get("full_attention") for case in cases}
+    assert found.pop(("none", 0)) is None
+    assert found.pop(("all", 2)) == "2,5"
+    rules = ("uniform", "random", "greedy_both", "gates_retrieval", "drop_retrieval")
+    assert set(found) == {(rule, 1) for rule in rules}
+    assert set(found.values()) <= {"2", "5"}
+    assert {case["layers"]["sliding_attention"] for case in cases} == {"0-1,3-4"}
