@@ -23,6 +23,7 @@ from zoo.speculative import NONE, SpeculativeDecoder
 
 _STEPS_AT_ONCE = 8
 _ROUND_CACHE = 512  # tokens
+_DRAFT_TOKENS = 4
 _PROBE = "It's 12:30, naïve, 世界!\n\n\tdef f(x):"  # tells tokenizers apart
 
 Prompt = str | Iterable[SupportsIndex]  # text or token ids
@@ -60,7 +61,7 @@ def generate(
     max_seq_len: int | None = None,
     compile: Compile = False,
     draft: CausalLM | None = None,
-    draft_tokens: int = 4,
+    draft_tokens: int | None = None,
     cache_dtype: str | torch.dtype | None = None,
     prefill_tokens: int | None = None,
     answers: Sequence[Sequence[int]] | None = None,
@@ -78,8 +79,9 @@ def generate(
         compile: run through `torch.compile(fullgraph=True)`: "prefill", what reads prompts (one
             block of each kind: seconds), or True, also the steps as a whole (a minute or so for
             30 layers; worth it for long texts).
-        draft: a smaller model with the same tokens, which drafts `draft_tokens` at a time for
-            the model to check (speculative decoding). The text stays what it would be.
+        draft: a smaller model with the same tokens, which drafts some for the model to check
+            (speculative decoding). The text stays what it would be.
+        draft_tokens: that `draft` writes at a time; None: 4.
         cache_dtype: what caches store keys, values and summaries in: torch.float8_e4m3fn, or its
             name, halves them (docs/decoding.md); None: the dtype of the weights.
         prefill_tokens: of all prompts together that are read at a time, but of each at least 64
@@ -93,7 +95,8 @@ def generate(
     Raises:
         ValueError: no prompt, an empty one, one that does not fit, something that is no token of
             the vocabulary, text for a model without a tokenizer, answers of another number than
-            prompts, another `compile`, or one for a model with hooks.
+            prompts, another `compile`, or one for a model with hooks, a `draft` that does not fit
+            the model, `draft_tokens` without one.
     """
     if prefill_tokens is not None and prefill_tokens < 1:
         raise ValueError(f"prefill_tokens must be at least 1, not {prefill_tokens}")
@@ -119,7 +122,7 @@ def stream(
     max_seq_len: int | None = None,
     compile: Compile = False,
     draft: CausalLM | None = None,
-    draft_tokens: int = 4,
+    draft_tokens: int | None = None,
     cache_dtype: str | torch.dtype | None = None,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
@@ -149,10 +152,17 @@ class _Helper(NamedTuple):
 
 
 def _helper(
-    model: CausalLM, rows: list[Row], draft: CausalLM | None, tokens: int, compile: Compile
+    model: CausalLM,
+    rows: list[Row],
+    draft: CausalLM | None,
+    tokens: int | None,
+    compile: Compile,
 ) -> _Helper | None:
     if draft is None:
+        if tokens is not None:
+            raise ValueError(f"draft_tokens {tokens} needs a draft model; give draft as well")
         return None
+    tokens = _DRAFT_TOKENS if tokens is None else tokens
     if tokens < 1:
         raise ValueError(f"draft_tokens must be at least 1, not {tokens}")
     if compile:
