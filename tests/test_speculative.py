@@ -124,7 +124,11 @@ def test_four_tokens_are_drafted_where_no_number_is_given(model, stranger, monke
 
 def test_what_does_not_fit_is_said_in_one_line(model, stranger):
     cases = {
-        "draft_tokens must be at least 1, not 0": {"draft": stranger, "draft_tokens": 0},
+        "draft_tokens must be an int of at least 1, not 0": {"draft": stranger, "draft_tokens": 0},
+        r"draft_tokens must be an int of at least 1, not 2\.0": {
+            "draft": stranger,
+            "draft_tokens": 2.0,
+        },
         "compile does not go with a draft model": {"draft": stranger, "compile": True},
         "context of 64 is too short for 80 tokens": {
             "draft": make_model(mixed("llama", max_position_embeddings=64))

@@ -12,12 +12,13 @@ import torch
 
 from layers import is_unhooked
 from zoo.answers import answer_log_likelihoods, answer_room
+from zoo.arguments import int_at_least, shown
 from zoo.causal_lm import CausalLM
 from zoo.compiled_blocks import compiled_blocks
 from zoo.decoding import Decoder
 from zoo.generation_rows import Row, aligned, make_rows, take_answers
 from zoo.prefill import compiled_pieces, next_logits, piece_size, prefill
-from zoo.prompts import plain, prompt_list, shown
+from zoo.prompts import plain, prompt_list
 from zoo.sampling import Sampling
 from zoo.speculative import NONE, SpeculativeDecoder
 
@@ -94,12 +95,12 @@ def generate(
 
     Raises:
         ValueError: no prompt, an empty one, one that does not fit, something that is no token of
-            the vocabulary, text for a model without a tokenizer, answers of another number than
-            prompts, another `compile`, or one for a model with hooks, a `draft` that does not fit
-            the model, `draft_tokens` without one.
+            the vocabulary, a number that is no int or out of range, text for a model without a
+            tokenizer, answers of another number than prompts, another `compile`, or one for a
+            model with hooks, a `draft` that does not fit the model, `draft_tokens` without one.
     """
-    if prefill_tokens is not None and prefill_tokens < 1:
-        raise ValueError(f"prefill_tokens must be at least 1, not {prefill_tokens}")
+    if prefill_tokens is not None:
+        prefill_tokens = int_at_least(1, "prefill_tokens", prefill_tokens)
     rows = make_rows(model, prompt_list(prompts), stop, max_new_tokens, max_seq_len, follow=False)
     take_answers(model, rows, answers)
     _check_compile(model, compile)
@@ -160,11 +161,11 @@ def _helper(
 ) -> _Helper | None:
     if draft is None:
         if tokens is not None:
-            raise ValueError(f"draft_tokens {tokens} needs a draft model; give draft as well")
+            raise ValueError(
+                f"draft_tokens {shown(tokens)} needs a draft model; give draft as well"
+            )
         return None
-    tokens = _DRAFT_TOKENS if tokens is None else tokens
-    if tokens < 1:
-        raise ValueError(f"draft_tokens must be at least 1, not {tokens}")
+    tokens = _DRAFT_TOKENS if tokens is None else int_at_least(1, "draft_tokens", tokens)
     if compile:
         raise ValueError("compile does not go with a draft model; leave one of them out")
     longest = max(len(row.prompt_ids) + row.room for row in rows)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from zoo.arguments import int_at_least, shown
 from zoo.causal_lm import CausalLM
-from zoo.prompts import check_tokens, shown
+from zoo.prompts import check_tokens
 from zoo.text.stopping import TextUntilStop
 from zoo.text.tokenizer import Tokenizer
 
@@ -76,11 +77,10 @@ def make_rows(
             `zoo.generate` out of range.
     """
     longest = model.config.max_position_embeddings
-    context = longest if max_seq_len is None else max_seq_len
+    context = longest if max_seq_len is None else int_at_least(1, "max_seq_len", max_seq_len)
     if context > longest:
         raise ValueError(f"max_seq_len {context} is above the model's context of {longest}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    max_new_tokens = int_at_least(1, "max_new_tokens", max_new_tokens)
     if not prompts:
         raise ValueError("there is no prompt; give at least one")
     tokenizer = model.tokenizer
