@@ -53,7 +53,7 @@ def test_both_models_read_prompts_in_pieces_of_the_size_asked_for(model, strange
         asked.append(tokens)
         return prefill(*args, tokens=tokens, **options)
 
-    monkeypatch.setattr(zoo.generation, "prefill", count)
+    monkeypatch.setattr("zoo.generation.prefill", count)
     texts(model, draft=stranger, prefill_tokens=256)
     assert asked == [256, 256]
 
@@ -116,7 +116,7 @@ def test_four_tokens_are_drafted_where_no_number_is_given(model, stranger, monke
             drafted.append(options["drafted"])
             super().__init__(*args, **options)
 
-    monkeypatch.setattr(zoo.generation, "SpeculativeDecoder", Watched)
+    monkeypatch.setattr("zoo.generation.SpeculativeDecoder", Watched)
     for options in ({}, {"draft_tokens": 2}):
         zoo.generate(model, PROMPTS[0], max_new_tokens=2, draft=stranger, **options)
     assert drafted == [4, 2]

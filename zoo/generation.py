@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 
+from flasheva.storage import storage_dtype
 from layers import is_unhooked
 from zoo.answers import answer_log_likelihoods, answer_room
 from zoo.arguments import int_at_least, shown
@@ -97,7 +98,8 @@ def generate(
         ValueError: no prompt, an empty one, one that does not fit, something that is no token of
             the vocabulary, a number that is no int or out of range, text for a model without a
             tokenizer, answers of another number than prompts, another `compile`, or one for a
-            model with hooks, a `draft` that does not fit the model, `draft_tokens` without one.
+            model with hooks, a `draft` that does not fit the model, `draft_tokens` without one,
+            a `cache_dtype` that cannot be had.
     """
     if prefill_tokens is not None:
         prefill_tokens = int_at_least(1, "prefill_tokens", prefill_tokens)
@@ -105,6 +107,7 @@ def generate(
     take_answers(model, rows, answers)
     _check_compile(model, compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
+    _check_cache_dtype(model, draft, cache_dtype)
     sampling = sampling or Sampling()
     # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
     settings = (compile, _STEPS_AT_ONCE, helper, cache_dtype, prefill_tokens)
@@ -130,6 +133,7 @@ def stream(
     rows = make_rows(model, [plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
     _check_compile(model, compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
+    _check_cache_dtype(model, draft, cache_dtype)
     return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype, None)
 
 
@@ -185,6 +189,14 @@ def _helper(
     if known[0] != known[1]:
         raise ValueError("the draft model has another tokenizer than the model")
     return _Helper(draft, tokens)
+
+
+def _check_cache_dtype(
+    model: CausalLM, draft: CausalLM | None, cache_dtype: str | torch.dtype | None
+) -> None:
+    """As the caches themselves would, which are made once prompts are read."""
+    for each in (model,) if draft is None else (model, draft):
+        storage_dtype(cache_dtype, each.embed_tokens.weight.dtype, each.device)
 
 
 @torch.inference_mode()
