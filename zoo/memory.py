@@ -54,7 +54,8 @@ def max_batch(
     Args:
         model: on any device; on "meta" it needs no memory itself. Its dtype counts.
         max_seq_len: tokens that a row of the cache can hold, prompt and text together;
-            `zoo.generate` rounds it up to a multiple of 512.
+            `zoo.generate` rounds it up to a multiple of 512. It may be above the model's context,
+            as in `model.new_cache`: `zoo bench` measures random weights there.
         memory: bytes that PyTorch may allocate for all this, the weights among them, whether they
             are loaded or not. CUDA's own context, about half a GiB, is not. None, where there is
             a GPU: what this process can still have there, and what the model already has.
