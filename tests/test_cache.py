@@ -3,6 +3,7 @@
 import itertools
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -229,6 +230,17 @@ def test_a_cache_that_is_too_small_fails():
         model(torch.zeros(2, 1, dtype=torch.long), cache)
     with pytest.raises(ValueError, match="pass cache or seq_start"):
         model(torch.zeros(1, 1, dtype=torch.long), cache, torch.zeros(1, 1, dtype=torch.int32))
+
+
+def test_sizes_of_a_cache_are_integers():
+    model = tiny()
+    for sizes, name in (((1.0, 8), "batch_size"), ((1, 8.5), "max_seq_len"), ((1, True), "max_")):
+        with pytest.raises(ValueError, match=rf"^{name}\w* must be an int of at least 1, not "):
+            model.new_cache(*sizes)
+    with pytest.raises(ValueError, match=r"^max_rollback must be an int of at least 0, not 1\.0$"):
+        model.new_cache(1, 8, max_rollback=1.0)
+    cache = model.new_cache(np.int64(2), torch.tensor(8), max_rollback=np.int32(1))
+    assert (cache.length.shape, cache.max_seq_len, cache.max_rollback) == ((2,), 8, 1)
 
 
 def test_entries_are_those_of_the_design():

@@ -121,6 +121,16 @@ def test_other_dtypes_are_refused(monkeypatch):
         storage_dtype("float8_e4m3fn", torch.bfloat16, "cuda")
 
 
+def test_a_wrong_dtype_is_refused_before_anything_is_read(monkeypatch):
+    half, whole = tiny(dtype=torch.float16), tiny(dtype=torch.float32)
+    monkeypatch.setattr("zoo.generation.prefill", None)
+    for write in (zoo.generate, zoo.stream):
+        with pytest.raises(ValueError, match=r"model's float32, not 'fp8'$"):
+            write(whole, [1, 2], cache_dtype="fp8")
+        with pytest.raises(ValueError, match=r"model's float16, not torch\.float32$"):
+            write(whole, [1, 2], draft=half, cache_dtype=torch.float32)  # fits one of the two
+
+
 def test_a_cache_of_another_model_is_refused_still():
     cache = tiny(dtype=torch.float32).new_cache(1, 8, cache_dtype=FLOAT8)
     with pytest.raises(ValueError, match="made by another model"):

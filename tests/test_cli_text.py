@@ -193,6 +193,14 @@ def test_options_are_checked_before_a_model_is_loaded(
     assert "weights from" not in done.err
 
 
+def test_draft_tokens_need_a_draft(folder: Path) -> None:
+    done = run("generate", folder, "one", "--draft-tokens", 3)
+    assert_mistake(done, "--draft-tokens 3 needs --draft NAME")
+    assert "weights from" not in done.err
+    words = ("generate", folder, "one", "--max-new-tokens", 3, "--draft", folder)
+    assert run(*words, "--draft-tokens", 3).out == run(*words).out != ""
+
+
 # zoo chat
 
 

@@ -3,6 +3,7 @@
 import collections
 import json
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -333,6 +334,29 @@ def test_a_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     plain = make_model(hf_config("llama"))
     with pytest.raises(ValueError, match=r"^toy has no chat template"):
         sample(plain, "toy", tmp_path / "c.jsonl", PLAN, tokens=1)
+
+
+def test_a_file_that_cannot_be_used_is_refused_before_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = {"model": "toy", "prompts": sampling.fingerprint(), "seed": 1}
+    CorpusFile.open(tmp_path / "other.jsonl", begun, {}).append([{"text": "one"}], counts(1))
+    (tmp_path / "lonely.jsonl").write_text("{}\n")
+    (tmp_path / "folder.jsonl").mkdir()
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    monkeypatch.setattr("tools.sample_corpus.load_model", None)
+    before = sorted(tmp_path.rglob("*"))
+    for name, what in {
+        "c.txt": "must end in .jsonl or .jsonl.zst, not c.txt",
+        "c.jsonl.zst": "pip install zstandard",
+        "lonely.jsonl": "lonely.jsonl is there, without lonely.jsonl.run",
+        "folder.jsonl": "which is a folder",
+        "nowhere/c.jsonl": "there is no folder",
+        "other.jsonl": "other.jsonl was made with seed 1, not 0",
+    }.items():
+        words = ("sample-corpus", "toy", "--out", tmp_path / name, "--tokens", 10)
+        assert_mistake(run(*words), what)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_mistakes_of_the_command_are_one_line(tmp_path: Path) -> None:

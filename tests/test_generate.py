@@ -450,13 +450,34 @@ def test_text_needs_a_tokenizer(model: zoo.CausalLM) -> None:
 
 
 def test_wrong_options_are_refused_in_one_line(talker: zoo.CausalLM) -> None:
-    refused(talker, "a", "max_new_tokens must be at least 1, not 0", max_new_tokens=0)
+    refused(talker, "a", "max_new_tokens must be an int of at least 1, not 0", max_new_tokens=0)
     refused(talker, "abc", "leaves no room in a context of 2", max_seq_len=2)
-    refused(talker, "abc", "leaves no room in a context of 0", max_seq_len=0)
+    refused(talker, "abc", "max_seq_len must be an int of at least 1, not 0", max_seq_len=0)
     above = "max_seq_len 257 is above the model's context of 256"
     refused(talker, "abc", above, max_seq_len=257)
     refused(talker, "a", "stop string must not be empty", stop=["x", ""])
     refused(talker, "a", "stop string must not be empty", stop="")
+
+
+@pytest.mark.parametrize("value", [2.5, 4.0, True, "4", np.True_], ids=repr)
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_seq_len", "prefill_tokens"])
+def test_a_number_of_tokens_is_an_integer(talker: zoo.CausalLM, name: str, value: object) -> None:
+    message = re.escape(f"{name} must be an int of at least 1, not {value!r}")
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        zoo.generate(talker, [1], **{name: value})  # type: ignore[arg-type]
+    if name != "prefill_tokens":
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            zoo.stream(talker, [1], **{name: value})  # type: ignore[arg-type]
+
+
+def test_integers_of_numpy_and_torch_are_numbers(talker: zoo.CausalLM) -> None:
+    for make in (np.int64, np.uint8, torch.tensor):
+        sizes = {"max_new_tokens": make(5), "max_seq_len": make(9), "prefill_tokens": make(64)}
+        rows = zoo.generate(talker, RAGGED[:1], **sizes)  # type: ignore[arg-type]
+        assert [row.ids for row in rows] == greedy(talker, RAGGED[:1], 5)
+    sampling = Sampling(top_k=np.int64(3), seed=np.uint8(4))  # type: ignore[arg-type]
+    assert sampling == Sampling(top_k=3, seed=4)
+    assert (type(sampling.top_k), type(sampling.seed)) == (int, int)
 
 
 def refused(

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
@@ -126,12 +127,21 @@ def test_mistakes_say_what_would_work():
     model = on_meta("eva_attention", *HYBRID[1:])
     with pytest.raises(ValueError, match=r"one row of 2,048 tokens needs .* shorter max_seq_len"):
         zoo.max_batch(model, 2048, 100 * MIB)
-    with pytest.raises(ValueError, match="memory must be at least 1"):
+    with pytest.raises(
+        ValueError, match=r"memory, in bytes, must be an int of at least 1, not 0$"
+    ):
         zoo.max_batch(model, 2048, 0)
-    with pytest.raises(ValueError, match="max_seq_len must be at least 1"):
+    with pytest.raises(ValueError, match="max_seq_len must be an int of at least 1, not 0"):
         zoo.max_batch(model, 0, GIB)
-    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+    with pytest.raises(ValueError, match="batch_size must be an int of at least 1, not 0"):
         zoo.memory_of(model, 0, 2048)
+    for name, given in (("memory", 0.5 * GIB), ("max_seq_len", 64.0), ("max_seq_len", True)):
+        with pytest.raises(ValueError, match=rf"^{name}.* must be an int of at least 1, not "):
+            zoo.max_batch(model, **{"max_seq_len": 64, "memory": GIB, name: given})
+    with pytest.raises(ValueError, match=r"^batch_size must be an int of at least 1, not 2\.0$"):
+        zoo.memory_of(model, 2.0, 64)
+    numpy = zoo.max_batch(model, np.int64(64), np.int64(GIB))
+    assert numpy == zoo.max_batch(model, 64, GIB)
     with pytest.raises(ValueError, match="memory must be given for a model on cpu"):
         zoo.max_batch(make_model(mixed("llama")), 64)
 

@@ -53,7 +53,7 @@ def test_both_models_read_prompts_in_pieces_of_the_size_asked_for(model, strange
         asked.append(tokens)
         return prefill(*args, tokens=tokens, **options)
 
-    monkeypatch.setattr(zoo.generation, "prefill", count)
+    monkeypatch.setattr("zoo.generation.prefill", count)
     texts(model, draft=stranger, prefill_tokens=256)
     assert asked == [256, 256]
 
@@ -102,9 +102,33 @@ def test_sampled_text_has_the_distribution_of_the_model_alone(model, stranger):
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5, (statistic, freedom)
 
 
+def test_draft_tokens_without_a_draft_are_refused(model):
+    for run in (zoo.generate, zoo.stream):
+        with pytest.raises(ValueError, match=r"^draft_tokens 4 needs a draft model; give draft"):
+            run(model, PROMPTS[0], draft_tokens=4)
+
+
+def test_four_tokens_are_drafted_where_no_number_is_given(model, stranger, monkeypatch):
+    drafted = []
+
+    class Watched(SpeculativeDecoder):
+        def __init__(self, *args, **options):
+            drafted.append(options["drafted"])
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr("zoo.generation.SpeculativeDecoder", Watched)
+    for options in ({}, {"draft_tokens": 2}):
+        zoo.generate(model, PROMPTS[0], max_new_tokens=2, draft=stranger, **options)
+    assert drafted == [4, 2]
+
+
 def test_what_does_not_fit_is_said_in_one_line(model, stranger):
     cases = {
-        "draft_tokens must be at least 1, not 0": {"draft": stranger, "draft_tokens": 0},
+        "draft_tokens must be an int of at least 1, not 0": {"draft": stranger, "draft_tokens": 0},
+        r"draft_tokens must be an int of at least 1, not 2\.0": {
+            "draft": stranger,
+            "draft_tokens": 2.0,
+        },
         "compile does not go with a draft model": {"draft": stranger, "compile": True},
         "context of 64 is too short for 80 tokens": {
             "draft": make_model(mixed("llama", max_position_embeddings=64))

@@ -49,13 +49,18 @@ def generate(
             "decoding); the text stays what it would be.",
         ),
     ] = None,
-    draft_tokens: Annotated[int, typer.Option(metavar="N", help="Drafted at a time.")] = 4,
+    draft_tokens: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="With --draft, drafted at a time.", show_default="4"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Continues prompts, or the text on stdin; prints what the model writes, without the prompt.
 
     One prompt is printed as its text comes; several are computed as one batch.
     """
+    if draft is None and draft_tokens is not None:
+        raise ValueError(f"--draft-tokens {draft_tokens} needs --draft NAME; give it as well")
     sampling = generation.sampling()
     _resolve(name, text_given=bool(prompts or prompt or prompts_file))
     if draft is not None:

@@ -62,7 +62,7 @@ def sample_corpus(
     repeat themselves or that copy earlier ones are dropped, and counted by reason.
     """
     from tools.corpus.filters import REASONS
-    from tools.corpus.sampling import SamplingPlan, sample
+    from tools.corpus.sampling import SamplingPlan, check_file, sample
     from zoo import Sampling
 
     if tokens < 1:
@@ -84,6 +84,7 @@ def sample_corpus(
         compile=compile,
         cache_dtype=cache_dtype,
     )
+    check_file(name, out, plan)
     model = load_model(name, source, attention, runtime)
     with progress("tokens", tokens) as advance:
         counts = sample(

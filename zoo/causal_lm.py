@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layers import Context, ModelCache, RotaryAngles, rotary_angles
+from zoo.arguments import int_at_least
 from zoo.config import ModelConfig
 from zoo.text.tokenizer import Tokenizer
 
@@ -105,13 +106,17 @@ class CausalLM(nn.Module):
         what keys, values and summaries are stored in: torch.float8_e4m3fn (or its name) for a
         cache of half the size, or None, the dtype of the weights. Caches are written in place
         and serve inference: use them under `torch.no_grad` or `torch.inference_mode`.
+
+        Raises:
+            ValueError: a number that is no int or below 1 (`max_rollback`: 0), or a `cache_dtype`
+                that cannot be had.
         """
         weight = self.embed_tokens.weight
         return ModelCache.build(
             [block.attention.attend for block in self.layers],  # type: ignore[union-attr, misc]
-            batch_size=batch_size,
-            max_seq_len=max_seq_len,
-            max_rollback=max_rollback,
+            batch_size=int_at_least(1, "batch_size", batch_size),
+            max_seq_len=int_at_least(1, "max_seq_len", max_seq_len),
+            max_rollback=int_at_least(0, "max_rollback", max_rollback),
             dtype=weight.dtype,
             cache_dtype=cache_dtype,
             device=weight.device,

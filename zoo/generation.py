@@ -4,27 +4,28 @@ Prompts are aligned left and read in pieces of bounded size; each row then grows
 step until it ends, and a row gives the same text alone and in any batch.
 """
 
-from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, SupportsIndex
 
 import torch
 
+from flasheva.storage import storage_dtype
 from layers import is_unhooked
 from zoo.answers import answer_log_likelihoods, answer_room
+from zoo.arguments import int_at_least, shown
 from zoo.causal_lm import CausalLM
 from zoo.compiled_blocks import compiled_blocks
 from zoo.decoding import Decoder
+from zoo.generation_rows import Row, aligned, make_rows, take_answers
 from zoo.prefill import compiled_pieces, next_logits, piece_size, prefill
-from zoo.prompts import check_tokens, plain, prompt_list, shown
+from zoo.prompts import plain, prompt_list
 from zoo.sampling import Sampling
 from zoo.speculative import NONE, SpeculativeDecoder
-from zoo.text.stopping import TextUntilStop
-from zoo.text.tokenizer import Tokenizer
 
 _STEPS_AT_ONCE = 8
 _ROUND_CACHE = 512  # tokens
+_DRAFT_TOKENS = 4
 _PROBE = "It's 12:30, naïve, 世界!\n\n\tdef f(x):"  # tells tokenizers apart
 
 Prompt = str | Iterable[SupportsIndex]  # text or token ids
@@ -62,7 +63,7 @@ def generate(
     max_seq_len: int | None = None,
     compile: Compile = False,
     draft: CausalLM | None = None,
-    draft_tokens: int = 4,
+    draft_tokens: int | None = None,
     cache_dtype: str | torch.dtype | None = None,
     prefill_tokens: int | None = None,
     answers: Sequence[Sequence[int]] | None = None,
@@ -80,8 +81,9 @@ def generate(
         compile: run through `torch.compile(fullgraph=True)`: "prefill", what reads prompts (one
             block of each kind: seconds), or True, also the steps as a whole (a minute or so for
             30 layers; worth it for long texts).
-        draft: a smaller model with the same tokens, which drafts `draft_tokens` at a time for
-            the model to check (speculative decoding). The text stays what it would be.
+        draft: a smaller model with the same tokens, which drafts some for the model to check
+            (speculative decoding). The text stays what it would be.
+        draft_tokens: that `draft` writes at a time; None: 4.
         cache_dtype: what caches store keys, values and summaries in: torch.float8_e4m3fn, or its
             name, halves them (docs/decoding.md); None: the dtype of the weights.
         prefill_tokens: of all prompts together that are read at a time, but of each at least 64
@@ -94,21 +96,24 @@ def generate(
 
     Raises:
         ValueError: no prompt, an empty one, one that does not fit, something that is no token of
-            the vocabulary, text for a model without a tokenizer, answers of another number than
-            prompts, another `compile`, or one for a model with hooks.
+            the vocabulary, a number that is no int or out of range, text for a model without a
+            tokenizer, answers of another number than prompts, another `compile`, or one for a
+            model with hooks, a `draft` that does not fit the model, `draft_tokens` without one,
+            a `cache_dtype` that cannot be had.
     """
-    if prefill_tokens is not None and prefill_tokens < 1:
-        raise ValueError(f"prefill_tokens must be at least 1, not {prefill_tokens}")
-    rows = _rows(model, prompt_list(prompts), stop, max_new_tokens, max_seq_len, follow=False)
-    _take_answers(model, rows, answers)
-    # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
+    if prefill_tokens is not None:
+        prefill_tokens = int_at_least(1, "prefill_tokens", prefill_tokens)
+    rows = make_rows(model, prompt_list(prompts), stop, max_new_tokens, max_seq_len, follow=False)
+    take_answers(model, rows, answers)
     _check_compile(model, compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
+    _check_cache_dtype(model, draft, cache_dtype)
     sampling = sampling or Sampling()
+    # Nobody watches: look at the tokens now and then, to see whether all rows have ended.
     settings = (compile, _STEPS_AT_ONCE, helper, cache_dtype, prefill_tokens)
     for _ in _run(model, rows, sampling, *settings):
         pass
-    return [row.result(model.tokenizer) for row in rows]
+    return [_result(row, model) for row in rows]
 
 
 def stream(
@@ -121,125 +126,15 @@ def stream(
     max_seq_len: int | None = None,
     compile: Compile = False,
     draft: CausalLM | None = None,
-    draft_tokens: int = 4,
+    draft_tokens: int | None = None,
     cache_dtype: str | torch.dtype | None = None,
 ) -> Iterator[str]:
     """Continues one prompt and yields its text in pieces as they come; see `generate`."""
-    rows = _rows(model, [plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
+    rows = make_rows(model, [plain(prompt)], stop, max_new_tokens, max_seq_len, follow=True)
     _check_compile(model, compile)
     helper = _helper(model, rows, draft, draft_tokens, compile)
+    _check_cache_dtype(model, draft, cache_dtype)
     return _run(model, rows, sampling or Sampling(), compile, 1, helper, cache_dtype, None)
-
-
-@dataclass
-class _Row:
-    prompt_ids: list[int]
-    room: int  # for new tokens
-    text: TextUntilStop | None
-    eos_ids: tuple[int, ...]
-    ids: list[int] = field(default_factory=list)
-    finish_reason: str | None = None
-    answer: list[int] = field(default_factory=list)
-    answer_log_likelihood: float | None = None
-
-    def take(self, token: int) -> str:
-        """Adds a token; the text that is certain now."""
-        self.ids.append(token)
-        piece = self.text.step(token) if self.text is not None else ""
-        if token in self.eos_ids or (self.text is not None and self.text.stopped):
-            self.finish_reason = "stop"
-        elif len(self.ids) == self.room:
-            self.finish_reason = "length"
-        if self.finish_reason is not None and self.text is not None:
-            piece += self.text.flush()
-        return piece
-
-    def result(self, tokenizer: Tokenizer | None) -> Generation:
-        assert self.finish_reason is not None
-        if self.text is not None:
-            text = self.text.text
-        else:
-            text = "" if tokenizer is None else tokenizer.decode(self.ids)
-        return Generation(
-            prompt_ids=self.prompt_ids,
-            ids=self.ids,
-            text=text,
-            finish_reason=self.finish_reason,
-            answer_log_likelihood=self.answer_log_likelihood,
-        )
-
-
-def _rows(
-    model: CausalLM,
-    prompts: list[object],
-    stop: Sequence[str],
-    max_new_tokens: int,
-    max_seq_len: int | None,
-    *,
-    follow: bool,
-) -> list[_Row]:
-    """The rows; with `follow` or stop strings their text is decoded as it grows."""
-    longest = model.config.max_position_embeddings
-    context = longest if max_seq_len is None else max_seq_len
-    if context > longest:
-        raise ValueError(f"max_seq_len {context} is above the model's context of {longest}")
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
-    if not prompts:
-        raise ValueError("there is no prompt; give at least one")
-    tokenizer = model.tokenizer
-    stop = [stop] if isinstance(stop, str) else stop
-    if "" in stop:
-        raise ValueError("a stop string must not be empty")
-    if stop and tokenizer is None:
-        raise ValueError("stop strings need a tokenizer, which this model does not have")
-    rows = []
-    for number, prompt in enumerate(prompts):
-        where = "" if len(prompts) == 1 else f" {number}"
-        if isinstance(prompt, list):
-            ids = check_tokens(prompt, where, model.config.vocab_size)
-        elif not isinstance(prompt, str):
-            raise ValueError(
-                f"prompt{where} must be a text or a list of token ids, not {shown(prompt)}"
-            )
-        elif tokenizer is None:
-            raise ValueError("this model has no tokenizer; give prompts as lists of token ids")
-        else:
-            ids = check_tokens([*tokenizer.encode(prompt)], where, model.config.vocab_size)
-        if not ids:
-            raise ValueError(f"prompt{where} is empty; give at least one token")
-        if len(ids) >= context:
-            raise ValueError(
-                f"prompt{where} has {len(ids)} tokens and leaves no room in a context of "
-                f"{context}; shorten it"
-            )
-        room = min(max_new_tokens, context - len(ids))
-        text = None
-        if tokenizer is not None and (follow or stop):
-            text = TextUntilStop(tokenizer.stream(), stop)
-        rows.append(_Row(ids, room, text, () if tokenizer is None else tokenizer.eos_ids))
-    return rows
-
-
-def _take_answers(
-    model: CausalLM, rows: list[_Row], answers: Sequence[Sequence[int]] | None
-) -> None:
-    if answers is None:
-        return
-    if len(answers) != len(rows):
-        raise ValueError(
-            f"there are {len(answers)} answers for {len(rows)} prompts; give one for each"
-        )
-    context = model.config.max_position_embeddings
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True)):
-        row.answer = check_tokens([*answer], f" {number}'s answer", model.config.vocab_size)
-        if not row.answer:
-            raise ValueError(f"the answer of prompt {number} is empty; give at least one token")
-        if len(row.prompt_ids) + len(row.answer) > context:
-            raise ValueError(
-                f"prompt {number} and its answer have {len(row.prompt_ids) + len(row.answer)} "
-                f"tokens, more than the model's context of {context}"
-            )
 
 
 def _check_compile(model: CausalLM, compile: object) -> None:
@@ -262,12 +157,19 @@ class _Helper(NamedTuple):
 
 
 def _helper(
-    model: CausalLM, rows: list[_Row], draft: CausalLM | None, tokens: int, compile: Compile
+    model: CausalLM,
+    rows: list[Row],
+    draft: CausalLM | None,
+    tokens: int | None,
+    compile: Compile,
 ) -> _Helper | None:
     if draft is None:
+        if tokens is not None:
+            raise ValueError(
+                f"draft_tokens {shown(tokens)} needs a draft model; give draft as well"
+            )
         return None
-    if tokens < 1:
-        raise ValueError(f"draft_tokens must be at least 1, not {tokens}")
+    tokens = _DRAFT_TOKENS if tokens is None else int_at_least(1, "draft_tokens", tokens)
     if compile:
         raise ValueError("compile does not go with a draft model; leave one of them out")
     longest = max(len(row.prompt_ids) + row.room for row in rows)
@@ -289,26 +191,28 @@ def _helper(
     return _Helper(draft, tokens)
 
 
+def _check_cache_dtype(
+    model: CausalLM, draft: CausalLM | None, cache_dtype: str | torch.dtype | None
+) -> None:
+    """As the caches themselves would, which are made once prompts are read."""
+    for each in (model,) if draft is None else (model, draft):
+        storage_dtype(cache_dtype, each.embed_tokens.weight.dtype, each.device)
+
+
 @torch.inference_mode()
 def _run(
     model: CausalLM,
-    rows: list[_Row],
+    rows: list[Row],
     sampling: Sampling,
     compile: Compile,
     steps_at_once: int,
-    helper: "_Helper | None",
+    helper: _Helper | None,
     cache_dtype: str | torch.dtype | None,
     prefill_tokens: int | None,
 ) -> Iterator[str]:
     """Fills `rows`; yields the text of the first one as it comes."""
     device = model.device
-    lengths = torch.tensor([len(row.prompt_ids) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for number, row in enumerate(rows):
-        # A list of a few hundred thousand numbers takes torch.tensor ten times as long.
-        known = torch.frombuffer(array("q", row.prompt_ids), dtype=torch.int64)
-        ids[number, : len(known)] = known
-    ids, lengths = ids.to(device), lengths.to(device)
+    ids, lengths = (tensor.to(device) for tensor in aligned(rows))
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool, device=device)
     real = torch.arange(ids.shape[1], device=device) < lengths[:, None]
     seen.scatter_(1, torch.where(real, ids, ids[:, :1]), True)
@@ -359,3 +263,14 @@ def _run(
                     decoder.stop(number)
                 if number == 0 and piece:
                     yield piece
+
+
+def _result(row: Row, model: CausalLM) -> Generation:
+    assert row.finish_reason is not None
+    return Generation(
+        prompt_ids=row.prompt_ids,
+        ids=row.ids,
+        text=row.whole_text(model.tokenizer),
+        finish_reason=row.finish_reason,
+        answer_log_likelihood=row.answer_log_likelihood,
+    )

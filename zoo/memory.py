@@ -18,6 +18,7 @@ from flasheva import EvaCache
 from layers import Context, FullAttention, ModelCache, WindowAttention
 from layers.cache import LayerCache
 from zoo.alive_bytes import AliveBytes, rounded
+from zoo.arguments import int_at_least
 from zoo.causal_lm import CausalLM
 from zoo.config import ModelConfig
 from zoo.families import build
@@ -53,7 +54,8 @@ def max_batch(
     Args:
         model: on any device; on "meta" it needs no memory itself. Its dtype counts.
         max_seq_len: tokens that a row of the cache can hold, prompt and text together;
-            `zoo.generate` rounds it up to a multiple of 512.
+            `zoo.generate` rounds it up to a multiple of 512. It may be above the model's context,
+            as in `model.new_cache`: `zoo bench` measures random weights there.
         memory: bytes that PyTorch may allocate for all this, the weights among them, whether they
             are loaded or not. CUDA's own context, about half a GiB, is not. None, where there is
             a GPU: what this process can still have there, and what the model already has.
@@ -65,12 +67,9 @@ def max_batch(
 
     Raises:
         ValueError: not even one row fits (the message says what it needs), `memory` or
-            `max_seq_len` is below 1, or there is no GPU to ask what is free.
+            `max_seq_len` is no int or below 1, or there is no GPU to ask what is free.
     """
-    if memory is None:
-        memory = _free(model)
-    elif memory < 1:
-        raise ValueError(f"memory must be at least 1 byte, not {memory}")
+    memory = _free(model) if memory is None else int_at_least(1, "memory, in bytes,", memory)
     needs = _Needs(model, max_seq_len, sampling, cache_dtype)
     # Monotone: as many batches fit as rows of the largest one.
     most = range(1, memory // needs.row_bytes + 1)
@@ -103,10 +102,9 @@ def memory_of(
         batch_size: B.
 
     Raises:
-        ValueError: `batch_size` or `max_seq_len` is below 1.
+        ValueError: `batch_size` or `max_seq_len` is no int or below 1.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    batch_size = int_at_least(1, "batch_size", batch_size)
     return _Needs(model, max_seq_len, sampling, cache_dtype).up_to(batch_size)
 
 
@@ -138,14 +136,14 @@ class _Needs:
         sampling: Sampling | None,
         cache_dtype: str | torch.dtype | None,
     ) -> None:
+        self._max_seq_len = int_at_least(1, "max_seq_len", max_seq_len)
         dtype = model.embed_tokens.weight.dtype
         with _META:
             self._whole = build(model.config, "auto").to(dtype)
             self._small = build(_one_layer_of_each_type(model.config), "auto").to(dtype)
         for block in self._small.layers:
             block.attention.attend = _OnGpu(block.attention.attend)  # type: ignore[union-attr, arg-type]
-        self._max_seq_len, self._cache_dtype = max_seq_len, cache_dtype
-        self._sampling = sampling or Sampling()
+        self._cache_dtype, self._sampling = cache_dtype, sampling or Sampling()
         self._found: dict[int, int] = {}
         self.weights = weight_bytes(model)
         self.row_bytes = self._cache(self._whole, 1).nbytes

@@ -1,11 +1,11 @@
 """prompt_list, check_tokens: what callers may give as prompts, as lists and token ids."""
 
-import operator
-import reprlib
 from collections.abc import Iterable, Mapping, Set
 from typing import cast
 
 from torch import Tensor
+
+from zoo.arguments import as_int, shown
 
 
 def prompt_list(prompts: object) -> list[object]:
@@ -35,11 +35,6 @@ def plain(value: object) -> object:
     return list(value)
 
 
-def shown(value: object) -> str:
-    """In one line, for errors."""
-    return " ".join(reprlib.repr(value).split())  # an array's has several lines
-
-
 def check_tokens(values: list[object], where: str, vocab_size: int) -> list[int]:
     """The token ids among `values`, as plain integers.
 
@@ -60,14 +55,11 @@ def check_tokens(values: list[object], where: str, vocab_size: int) -> list[int]
 
 
 def _token(value: object, where: str, vocab_size: int) -> int:
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        token = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:  # floating-point and boolean arrays have an __index__ that raises it
+    token = as_int(value)
+    if token is None:
         raise ValueError(
             f"prompt{where} has {shown(value)} where a token id, an integer, should be"
-        ) from None
+        )
     if not 0 <= token < vocab_size:
         raise ValueError(
             f"prompt{where} has token {token}, outside the vocabulary of {vocab_size}"

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from zoo.arguments import as_int
+
 # Dividing by less overflows float32; above it, other tokens have no chance already.
 _COLD = 1e-6
 
@@ -34,21 +36,28 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        top_k, seed = self.top_k, self.seed
+        top_k, seed = as_int(self.top_k), as_int(self.seed)
         for name, good, what in (
             ("temperature", self.temperature >= 0, "at least 0"),
-            ("top_k", top_k is None or (_is_int(top_k) and top_k >= 1), "an int of at least 1"),
+            (
+                "top_k",
+                self.top_k is None or (top_k is not None and top_k >= 1),
+                "an int of at least 1",
+            ),
             ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
             (
                 "seed",
-                seed is None or (_is_int(seed) and 0 <= seed < 2**63),
+                self.seed is None or (seed is not None and 0 <= seed < 2**63),
                 "an int between 0 and 2**63 - 1",
             ),
         ):
             if not good:
                 raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
+        # Plain ints of NumPy's: what is equal is compiled once.
+        object.__setattr__(self, "top_k", top_k)
+        object.__setattr__(self, "seed", seed)
 
     @property
     def greedy(self) -> bool:
@@ -63,10 +72,6 @@ class Sampling:
         else:
             generator.manual_seed(self.seed)
         return generator
-
-
-def _is_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def noise(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor | None:

@@ -16,7 +16,7 @@ import zoo
 from tools.corpus.examples import EXAMPLES, speaks_of_example
 from tools.corpus.filters import Filters, tidy
 from tools.corpus.prompts import CorpusPrompt, draw_prompt
-from tools.corpus.store import CorpusFile, Counts
+from tools.corpus.store import CorpusFile, Counts, check_target
 from tools.results import device_name
 
 _PATIENCE = 1000  # texts of which none is kept, before a run gives up
@@ -47,6 +47,17 @@ class SamplingPlan:
             raise ValueError(f"seed must be at least 0, not {self.seed}")
         if self.batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
+
+
+def check_file(name: str, path: Path, plan: SamplingPlan) -> None:
+    """Refuses, before a model is loaded, what `sample` would of the file.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: another ending than .jsonl or .jsonl.zst, a missing package, a file that
+            cannot be written, or one that another plan or model has begun.
+    """
+    check_target(path, _planned(name, plan))
 
 
 def sample(
@@ -81,11 +92,9 @@ def sample(
     if model.tokenizer is None or model.tokenizer.chat_template is None:
         raise ValueError(f"{name} has no chat template; a corpus needs an instruct model")
     made_with = {
-        "model": name,
+        **_planned(name, plan),
         "weights_source": model.weights_source,
         "dtype": str(model.embed_tokens.weight.dtype).removeprefix("torch."),
-        "prompts": fingerprint(),
-        **asdict(plan),
     }
     run = {
         "command": command,
@@ -115,6 +124,11 @@ def sample(
         file.append(documents, counts)
         advance(counts["tokens"] - before)
     return counts
+
+
+def _planned(name: str, plan: SamplingPlan) -> dict[str, object]:
+    """What the file records of a run, but for what only the model knows."""
+    return {"model": name, "prompts": fingerprint(), **asdict(plan)}
 
 
 def fingerprint() -> str:

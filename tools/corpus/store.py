@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self, TypedDict, cast
 
+from tools.results import check_appendable
 from tools.text_files import read_lines
 from zoo.weights.atomic import write_text
 
@@ -81,13 +82,10 @@ class CorpusFile:
 
         Raises:
             OSError: the file cannot be written.
-            ValueError: another ending, or a file that something else made.
+            ValueError: as `check_target`.
         """
-        check_name(path)
-        beside = path.with_name(path.name + ".run")
-        if not beside.exists():
-            if path.exists() and path.stat().st_size:
-                raise ValueError(f"{path} is there, without {beside.name}; name a new file")
+        state = check_target(path, made_with)
+        if state is None:
             path.write_bytes(b"")
             counts = Counts(kept=0, tokens=0, dropped={}, written=0, seconds=0.0)
             state = RunState(
@@ -95,17 +93,7 @@ class CorpusFile:
             )
             state["runs"].append({**run, "batch": 0})
             return cls(path, state)
-        state = _read_state(beside)
-        given = json.loads(json.dumps(made_with))
-        for key in {**given, **state["made_with"]}:
-            old, new = state["made_with"].get(key), given.get(key)
-            if old != new:
-                raise ValueError(
-                    f"{path} was made with {key} {old!r}, not {new!r}; give the same or name a "
-                    "new file"
-                )
-        if not path.exists() or path.stat().st_size < state["bytes"]:
-            raise ValueError(f"{path} is shorter than {beside.name} says; name a new file")
+        _check_same(path, state, dict.fromkeys(state["made_with"]) | dict(made_with))
         os.truncate(path, state["bytes"])
         state["runs"].append({**run, "batch": state["batches"]})
         return cls(path, state)
@@ -125,8 +113,35 @@ class CorpusFile:
         self.state["batches"] += 1
         self.state["bytes"] += len(lines)
         self.state["counts"] = counts
-        beside = self.path.with_name(self.path.name + ".run")
-        write_text(beside, json.dumps(self.state, indent=1) + "\n")
+        write_text(_beside(self.path), json.dumps(self.state, indent=1) + "\n")
+
+
+def check_target(path: Path, made_with: Mapping[str, object]) -> RunState | None:
+    """What can be refused before a model is loaded; nothing is written.
+
+    Args:
+        path: of `CorpusFile.open`.
+        made_with: of `CorpusFile.open`, or as much of it as is known.
+
+    Returns:
+        What is whole of a file to go on with; None for a new one.
+
+    Raises:
+        OSError: a file cannot be read.
+        ValueError: another ending, a file that cannot be written, or one that something else made.
+    """
+    check_name(path)
+    check_appendable(path)
+    beside = _beside(path)
+    if not beside.exists():
+        if path.exists() and path.stat().st_size:
+            raise ValueError(f"{path} is there, without {beside.name}; name a new file")
+        return None
+    state = _read_state(beside)
+    _check_same(path, state, made_with)
+    if not path.exists() or path.stat().st_size < state["bytes"]:
+        raise ValueError(f"{path} is shorter than {beside.name} says; name a new file")
+    return state
 
 
 def check_name(path: Path) -> None:
@@ -163,6 +178,22 @@ def open_new(path: Path) -> Iterator[Callable[[str], None]]:
     except BaseException:
         fresh.unlink(missing_ok=True)
         raise
+
+
+def _beside(path: Path) -> Path:
+    """The file that says what is whole."""
+    return path.with_name(path.name + ".run")
+
+
+def _check_same(path: Path, state: RunState, made_with: Mapping[str, object]) -> None:
+    """Raises ValueError if the file was made with something else; what is not given may differ."""
+    for key, new in json.loads(json.dumps(made_with)).items():
+        old = state["made_with"].get(key)
+        if old != new:
+            raise ValueError(
+                f"{path} was made with {key} {old!r}, not {new!r}; give the same or name a "
+                "new file"
+            )
 
 
 def _packed(path: Path, lines: Sequence[str]) -> bytes:
