@@ -290,6 +290,14 @@ def test_the_order_of_filters_matters_and_is_that_of_transformers() -> None:
     assert not torch.equal(keep(logits, sampling), top_k(None, top_p(None, min_p(None, logits))))
 
 
+def test_large_logits_are_told_apart_as_small_ones_are():
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    logits = (logits * 64).round() / 64  # exact in float32 with the shift
+    for sampling in (Sampling(top_p=0.9), Sampling(top_k=50, top_p=0.9)):
+        kept = keep(logits, sampling).isfinite()
+        assert torch.equal(keep(logits + 2.0**16, sampling).isfinite(), kept)
+
+
 def test_temperature_divides_before_the_filters() -> None:
     logits = random_logits(batch=1).expand(4000, -1)
     sampling = Sampling(temperature=2.0, top_p=0.5, seed=0)

@@ -149,7 +149,9 @@ def keep(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p is not None and sampling.top_p < 1:
         if best is None:  # of the whole vocabulary, which takes many times as long as topk
             best = logits.sort(dim=-1, descending=True).values
-        probabilities = (best - logits.logsumexp(-1, keepdim=True)).exp()
+        top = best[:, :1]  # taken off first: a sum of large logits would round small differences
+        total = (logits - top).exp().sum(-1, keepdim=True)
+        probabilities = (best - top).exp() / total
         # A token goes when those before it reach top_p already; the first one never goes.
         # Not even for a top_p that float32 would round to 0.
         top_p = max(sampling.top_p, torch.finfo(torch.float32).tiny)
