@@ -113,6 +113,26 @@ def test_every_point_is_judged_once(done: Path) -> None:
     }
 
 
+def test_decoding_is_timed_once_for_as_many_exact_layers(folder: Path, tmp_path: Path) -> None:
+    recipe = write(
+        tmp_path / "speed.toml",
+        folder,
+        ("window_sizes = [16, 8]", "window_sizes = [16]"),
+        ('"uniform", "random", "greedy_kl"', '"first", "last"'),
+    )
+    text = recipe.read_text(encoding="utf-8")
+    recipe.write_text(text + "[judge.speed]\nbatch_size = 1\nprompt = 16\nnew = 4\n")
+    ablate(recipe)
+    rows = rows_of(recipe.with_suffix(".results.jsonl"))
+    timed = [x for x in rows if x["metric"] == "decode_tokens_per_second"]
+    once = {json.dumps(x["case"]["layers"]): x["value"] for x in timed if "rule" not in x["case"]}
+    mixes = [{"eva_attention": DEPTH - n, "full_attention": n} for n in range(DEPTH + 1)]
+    assert set(once) == {json.dumps({k: n for k, n in mix.items() if n}) for mix in mixes}
+    by_count = {x["case"]["count"]: x["value"] for x in timed if "rule" in x["case"]}
+    assert sorted(by_count.values()) == sorted(once.values())
+    assert len(timed) == len(once) + 2 + 2 * 2  # none, all; two rules with two counts
+
+
 def test_rows_are_what_zoo_evaluate_gives_for_the_same_layers(
     done: Path, folder: Path, tmp_path: Path
 ) -> None:

@@ -5,6 +5,7 @@ kept as rows of results, and the outcomes of items as samples, so that a killed 
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -211,19 +212,24 @@ class Judge:
             self._rows.add(own, metric, x.value, impl=impl, spread=x.standard_error)
 
     def _speed(self, model: CausalLM, case: Mapping[str, object], impl: str) -> None:
+        """Timed once for each mix of layers: where they are changes nothing about the work."""
         speed = self._table.speed
         if speed is None:
             return
         from tools.benchmarks.decode import Job, measure_ours
 
+        metric, unit = "decode_tokens_per_second", "tokens/s"
         sizes = {"batch": speed.batch_size, "prompt": speed.prompt, "new": speed.new}
-        own = dict(case) | sizes
-        if self._rows.has(own, "decode_tokens_per_second"):
-            return
-        job = Job(batch_size=speed.batch_size, prompt=speed.prompt, new=speed.new, compile=False)
-        step = measure_ours(model, job).step
-        value = speed.batch_size / step
-        self._rows.add(own, "decode_tokens_per_second", value, impl=impl, unit="tokens/s")
+        of_mix = model_case(self._name, model) | sizes
+        of_mix["layers"] = dict(sorted(Counter(model.config.layer_types).items()))
+        value = self._rows.value(of_mix, metric)
+        if value is None:
+            job = Job(
+                batch_size=speed.batch_size, prompt=speed.prompt, new=speed.new, compile=False
+            )
+            value = speed.batch_size / measure_ours(model, job).step
+            self._rows.add(of_mix, metric, value, impl=impl, unit=unit)
+        self._rows.add(dict(case) | sizes, metric, value, impl=impl, unit=unit)
 
 
 def retrieval_score(outcomes: Sequence[Outcome]) -> Score | None:

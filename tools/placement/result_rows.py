@@ -21,18 +21,23 @@ class ResultRows:
 
     def __init__(self, path: Path, device: torch.device) -> None:
         self._path, self._device = path, device
-        self._there: set[str] = set()
+        self._there: dict[str, float] = {}
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
                     row = json.loads(line)
-                    self._there.add(_key(row["case"], row["metric"], row["device"]))
+                    key = _key(row["case"], row["metric"], row["device"])
+                    self._there[key] = float(row["value"])
                 except (ValueError, KeyError, TypeError):
                     continue  # cut by a kill
 
     def has(self, case: Mapping[str, object], metric: str) -> bool:
         """Whether this was measured, here or in an earlier run on such a device."""
-        return _key(case, metric, device_name(self._device)) in self._there
+        return self.value(case, metric) is not None
+
+    def value(self, case: Mapping[str, object], metric: str) -> float | None:
+        """What was measured, or None."""
+        return self._there.get(_key(case, metric, device_name(self._device)))
 
     def add(
         self,
@@ -59,7 +64,7 @@ class ResultRows:
             device=self._device,
             command=command_line(),
         )
-        self._there.add(_key(case, metric, device_name(self._device)))
+        self._there[_key(case, metric, device_name(self._device))] = value
 
 
 def _key(case: Mapping[str, object], metric: str, device: str) -> str:
