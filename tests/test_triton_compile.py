@@ -49,6 +49,7 @@ KERNELS = {
     "decode_step",
     "key_gradients",
     "map_gradients",
+    "move_tokens",
     "output_dot",
     "query_gradients",
     "summary_backward",
