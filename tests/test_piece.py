@@ -44,7 +44,7 @@ def converted(maps, dtype: torch.dtype):
     if isinstance(maps, PooledMaps):
         return PooledMaps(*(x.to(DEVICE, dtype) for x in maps))
     return AffineMaps(
-        *(AffineMap(*(None if x is None else x.to(DEVICE, dtype) for x in f)) for f in maps)
+        *(AffineMap(*(x.to(DEVICE, dtype) for x in f if x is not None)) for f in maps)
     )
 
 

@@ -13,19 +13,7 @@ from flasheva.triton.summary_forward import stored
 
 @triton.jit
 def _move(
-    x,
-    sinks,
-    ring,
-    seen,
-    stride,
-    row,
-    slot,
-    source,
-    d,
-    rows,
-    num_sinks,
-    num_old,
-    is_fresh,
+    x, sinks, ring, seen, stride, row, slot, source, d, rows, num_sinks, num_old, is_fresh,
     D: tl.constexpr,
 ):
     """Of keys, or of values; all pointers are those of a row and head of the batch."""
@@ -45,30 +33,11 @@ def _move(
 
 @triton.jit(do_not_specialize=["T", "num_sinks", "slots", "num_blocks"])
 def move_tokens(
-    k,
-    v,
-    length,
-    count,
-    sink_k,
-    sink_v,
-    window_k,
-    window_v,
-    keys,
-    values,
-    stride_kb,
-    stride_kh,
-    stride_kt,
-    stride_vb,
-    stride_vh,
-    stride_vt,
-    T,
-    num_sinks,
-    slots,
-    num_blocks,
-    G: tl.constexpr,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    k, v, length, count, sink_k, sink_v, window_k, window_v, keys, values,
+    stride_kb, stride_kh, stride_kt,
+    stride_vb, stride_vh, stride_vt,
+    T, num_sinks, slots, num_blocks,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):
     """Grid: blocks of rows x B * G.
 
@@ -94,34 +63,12 @@ def move_tokens(
     is_fresh = (row < num_old) & (position >= n) & (position < end)
     source = tl.where(row < num_old, position - n, row - num_old)
     _move(
-        k + b * stride_kb + g * stride_kh,
-        sink_k + head * num_sinks * D,
-        window_k + head * slots * D,
-        keys + head * rows * D,
-        stride_kt,
-        row,
-        slot,
-        source,
-        d,
-        rows,
-        num_sinks,
-        num_old,
-        is_fresh,
-        D,
+        k + b * stride_kb + g * stride_kh, sink_k + head * num_sinks * D,
+        window_k + head * slots * D, keys + head * rows * D,
+        stride_kt, row, slot, source, d, rows, num_sinks, num_old, is_fresh, D,
     )
     _move(
-        v + b * stride_vb + g * stride_vh,
-        sink_v + head * num_sinks * D,
-        window_v + head * slots * D,
-        values + head * rows * D,
-        stride_vt,
-        row,
-        slot,
-        source,
-        d,
-        rows,
-        num_sinks,
-        num_old,
-        is_fresh,
-        D,
+        v + b * stride_vb + g * stride_vh, sink_v + head * num_sinks * D,
+        window_v + head * slots * D, values + head * rows * D,
+        stride_vt, row, slot, source, d, rows, num_sinks, num_old, is_fresh, D,
     )
