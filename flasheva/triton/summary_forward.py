@@ -178,16 +178,16 @@ def summary_forward(
     left = C - first
     query_low = None
     if CACHED:
-        n = tl.load(length + b).to(tl.int64)
-        end = n + tl.load(count + b)
+        n = tl.load(length + b).to(tl.int32)
+        end = n + tl.load(count + b).to(tl.int32)
         old = n % P  # tokens of the chunk in progress, which is the first one here
-        left = end // P - n // P - first
+        left = end // P - n // P - block * BLOCK_C
         result += n // P * D
         means = (tl.cast(head, tl.int64) * num_blocks * BLOCK_C + first) * D
         k += (key_offset - old) * stride_kt
         v += (key_offset - old) * stride_vt
         q -= old * stride_qt
-        query_low = old - first * P
+        query_low = old - block * BLOCK_C * P
 
     chunk = tl.arange(0, BLOCK_C)
     token = tl.arange(0, SLICE)
