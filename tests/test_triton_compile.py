@@ -18,7 +18,8 @@ SHARED_MEMORY = {80: 166_912, 90: 232_448, 100: 232_448}  # bytes a program may 
 # Bytes of stack per thread with Triton 3.7; kernels that are not here have none. On Hopper, tiles
 # of `summary_gradients` and `key_gradients` that spill were faster than those that do not.
 # `summary_forward` spills that much onto a cache only: in training nothing with head_dim 64, and
-# with 128 104, 144 and 128 bytes. The summary kernels and `attention_forward` do not with Triton 3.6. Nobody has measured the rest.
+# with 128 104, 144 and 128 bytes. The summary kernels in training and `attention_forward` do not
+# with Triton 3.6. Nobody has measured the rest.
 SPILLS = {
     (80, 64): {"summary_forward": 112, "summary_backward": 112},
     (80, 128): {"summary_forward": 520, "summary_backward": 336},
