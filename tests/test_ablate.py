@@ -149,6 +149,7 @@ def test_rows_are_what_zoo_evaluate_gives_for_the_same_layers(
     assert any(x == pytest.approx(found["perplexity"], rel=1e-6) for x in perplexity)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_rows(done: Path, folder: Path, tmp_path: Path) -> None:
     recipe = write(tmp_path / "sweep.toml", folder)
     whole = done.with_suffix(".results.jsonl").read_bytes()
@@ -301,6 +302,7 @@ def test_a_mistake_is_one_line(
     assert not (tmp_path / "sweep.results.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_other_settings_of_the_judge_are_measured_anew(folder: Path, tmp_path: Path) -> None:
     fewer = ("window_sizes = [16, 8]", "window_sizes = [16]")
     short = ('["uniform", "random", "greedy_kl"]', '["uniform"]')

@@ -137,6 +137,7 @@ def test_a_cache_of_another_model_is_refused_still():
         tiny()(torch.zeros(1, 1, dtype=torch.long), cache)
 
 
+@pytest.mark.slow
 def test_pieces_and_steps_compile():
     model = tiny()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -166,7 +167,7 @@ def exact_float8(monkeypatch):
     [
         (("eva_attention",), False),
         (("eva_attention",), True),
-        (("window_attention", "full_attention"), False),
+        pytest.param(("window_attention", "full_attention"), False, marks=pytest.mark.slow),
     ],
 )
 @pytest.mark.usefixtures("exact_float8")

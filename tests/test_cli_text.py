@@ -197,6 +197,9 @@ def test_draft_tokens_need_a_draft(folder: Path) -> None:
     done = run("generate", folder, "one", "--draft-tokens", 3)
     assert_mistake(done, "--draft-tokens 3 needs --draft NAME")
     assert "weights from" not in done.err
+    done = run("generate", folder, "one", "--draft", folder, "--draft-tokens", 0)
+    assert_mistake(done, "--draft-tokens must be at least 1, not 0")
+    assert "weights from" not in done.err
     words = ("generate", folder, "one", "--max-new-tokens", 3, "--draft", folder)
     assert run(*words, "--draft-tokens", 3).out == run(*words).out != ""
 

@@ -47,10 +47,8 @@ def test_the_guard_of_these_tests_can_fail():
         compiled(torch.zeros(4))
 
 
-@pytest.mark.parametrize(
-    ("window", "summary_map"),
-    [("sliding", "linear"), pytest.param("block", "pooled", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("window", "summary_map"), [("sliding", "linear"), ("block", "pooled")])
 def test_dynamic_lengths_never_recompile(window, summary_map):
     model = tiny(window=window, summary_map=summary_map)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -60,7 +58,9 @@ def test_dynamic_lengths_never_recompile(window, summary_map):
             torch.testing.assert_close(out, model(ids(2, T)), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=str
+)
 def test_by_default_no_length_from_the_third_on_recompiles(dtype):
     """Casts to float32 are there in bfloat16 only, and ask how their input lies in memory."""
     model = tiny(summary_map="layernorm", dtype=dtype)
@@ -74,6 +74,7 @@ def test_by_default_no_length_from_the_third_on_recompiles(dtype):
                 torch.testing.assert_close(compiled(ids(2, T)), full, rtol=0, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_training_on_packed_rows_never_recompiles_and_has_the_same_gradients():
     model = tiny()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")

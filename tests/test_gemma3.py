@@ -237,6 +237,7 @@ def check_compiled(model: zoo.CausalLM, backend: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_it_is_traced_without_a_graph_break() -> None:
     check_compiled(tiny(SLIDING, FULL), "eager")
 

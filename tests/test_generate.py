@@ -277,10 +277,25 @@ def test_a_filter_keeps_the_tokens_that_transformers_keeps(name: str) -> None:
     assert torch.equal(keep(logits, sampling), wanted)
 
 
+@pytest.mark.parametrize("top_k", [None, 3])
+def test_a_top_p_that_float32_rounds_to_0_keeps_the_best_token(top_k: int | None) -> None:
+    logits = random_logits()
+    kept = keep(logits, Sampling(top_k=top_k, top_p=1e-50)).isfinite()
+    assert torch.equal(kept, logits == logits.amax(-1, keepdim=True))
+
+
 def test_the_order_of_filters_matters_and_is_that_of_transformers() -> None:
     logits = random_logits()
     sampling, (top_k, top_p, min_p) = FILTERS["all"]
     assert not torch.equal(keep(logits, sampling), top_k(None, top_p(None, min_p(None, logits))))
+
+
+def test_large_logits_are_told_apart_as_small_ones_are():
+    logits = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    logits = (logits * 64).round() / 64  # exact in float32 with the shift
+    for sampling in (Sampling(top_p=0.9), Sampling(top_k=50, top_p=0.9)):
+        kept = keep(logits, sampling).isfinite()
+        assert torch.equal(keep(logits + 2.0**16, sampling).isfinite(), kept)
 
 
 def test_temperature_divides_before_the_filters() -> None:
@@ -478,6 +493,21 @@ def test_integers_of_numpy_and_torch_are_numbers(talker: zoo.CausalLM) -> None:
     sampling = Sampling(top_k=np.int64(3), seed=np.uint8(4))  # type: ignore[arg-type]
     assert sampling == Sampling(top_k=3, seed=4)
     assert (type(sampling.top_k), type(sampling.seed)) == (int, int)
+
+
+def test_floats_of_numpy_and_torch_are_compiled_as_plain_ones() -> None:
+    given = {"temperature": 0.75, "top_p": 0.5, "min_p": 0.25, "repetition_penalty": 1.5}
+    logits = random_logits()
+    seen, random = torch.zeros_like(logits, dtype=torch.bool), torch.ones_like(logits)
+    plain = Sampling(**given)  # type: ignore[arg-type]
+    wanted = choose(logits, seen, plain, random)
+    compiled = torch.compile(choose, fullgraph=True, backend="eager")
+    for make in (np.float32, np.float64, torch.tensor):
+        made = {name: make(value) for name, value in given.items()}
+        sampling = Sampling(**made)  # type: ignore[arg-type]
+        assert sampling == plain
+        assert {type(getattr(sampling, name)) for name in given} == {float}
+        assert torch.equal(compiled(logits, seen, sampling, random), wanted)
 
 
 def refused(

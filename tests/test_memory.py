@@ -107,6 +107,7 @@ def test_without_a_number_what_is_free_counts_and_what_the_model_has(fraction, l
     assert _free(model) == left + weight_bytes(model)
 
 
+@pytest.mark.slow
 def test_layers_with_full_attention_cost_rows():
     eva, hybrid, full = (
         zoo.max_batch(on_meta(*kinds), 8192, 2 * GIB)
@@ -146,6 +147,7 @@ def test_mistakes_say_what_would_work():
         zoo.max_batch(make_model(mixed("llama")), 64)
 
 
+@pytest.mark.slow
 def test_info_says_how_many_rows_fit():
     words = ["info", "pythia-70m-eva", "--context", 2048, "--dtype", "bfloat16", "--memory", 0.5]
     rows = zoo.max_batch(on_meta(*("eva_attention",) * 6), 2048, GIB // 2)

@@ -112,7 +112,13 @@ def test_the_sdist_can_be_built_and_tested(dist: Path) -> None:
     assert not [name for name in names if "__pycache__" in name or name.startswith(".venv")]
 
 
-@pytest.mark.parametrize("pattern", ["*.whl", "*.tar.gz"], ids=["wheel", "sdist"])
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        pytest.param("*.whl", id="wheel"),
+        pytest.param("*.tar.gz", id="sdist", marks=pytest.mark.slow),
+    ],
+)
 def test_it_runs_in_a_clean_environment(dist: Path, tmp_path: Path, pattern: str) -> None:
     clean, elsewhere = tmp_path / "venv", tmp_path / "elsewhere"
     elsewhere.mkdir()

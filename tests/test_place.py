@@ -160,6 +160,7 @@ def test_a_killed_training_of_gates_goes_on_to_the_same_end(folder: Path, tmp_pa
     assert kept.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_sharing_work_changes_no_placement(folder: Path, tmp_path: Path) -> None:
     found = [
         json.loads(

@@ -157,6 +157,7 @@ def draw(
     seed: int = 0,
     split: Split = "judge",
     contexts: tuple[int, ...] = (CONTEXT,),
+    text: Filler | None = None,
 ) -> list[Sample]:
     request = Request(
         tokenizer=TOKENIZER,
@@ -165,7 +166,7 @@ def draw(
         seed=seed,
         split=split,
         repeated=repeated_fillers(split),
-        prose=tuple(replace(x, text=x.text[:15_000]) for x in prose_fillers(split)),
+        prose=tuple(replace(x, text=x.text[:15_000]) for x in prose_fillers(split, text, text)),
         data=data,
     )
     return list(RECALL[task].draw(request))
@@ -317,6 +318,9 @@ def test_a_context_without_room_for_the_least_distance_is_a_mistake() -> None:
     assert distances(1024)[-1] == 896
     with pytest.raises(ValueError, match="choose a context of at least 183 tokens, not 182"):
         draw("facts", contexts=(182,))
+    endless = Filler(name="endless.txt", text="a text without an end " * 500)
+    with pytest.raises(ValueError, match="sentences of a text are too long"):
+        draw("facts", text=endless)
 
 
 def test_a_text_of_the_user_takes_the_place_of_the_generated_one() -> None:

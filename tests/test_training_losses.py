@@ -3,15 +3,17 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.nn import functional as F
 
 from flasheva import EvaConfig
 from layers import Context
 from recipes import LossName, Stage
-from tests.tiny import FAMILIES, hf_config, make_model, mixed
+from tests.tiny import FAMILIES, SHORT_WINDOW, hf_config, make_model, mixed
 from tools.training.alignment import Alignment, aligned_layers
 from tools.training.losses import HeadLosses, Teacher, TokenSum, head_losses
 from tools.training.objective import Objective
+from tools.training.recompute import recompute_blocks
 from zoo import CausalLM
 from zoo.alive_bytes import AliveBytes
 
@@ -613,3 +615,40 @@ def test_a_sum_compiles_whole() -> None:
     found, _ = objective(*batch)
     objective.close()
     torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("losses", [("attention_mse",), ("logit_kl",), ("attention_mse", *BOTH)])
+def test_parts_are_compiled_once_for_all_layers(
+    losses: tuple[LossName, ...], recompute: bool
+) -> None:
+    """Gradients stay, and the number of graphs does not grow with that of layers."""
+    batch = some_ids(), some_ids().roll(-1, 1), torch.zeros_like(some_ids())
+    counts = []
+    for layers in (5, 12):  # graphs of one function may be 8
+        types = ["eva_attention", "full_attention", *["eva_attention"] * (layers - 2)]
+        fields = {"num_hidden_layers": layers, "eva": SHORT_WINDOW.to_dict()}
+        student = make_model(
+            hf_config("llama", layer_types=types, **fields), seed=1, dtype=torch.float64
+        )
+        teacher = make_model(
+            hf_config("llama", layer_types=["full_attention"] * layers, **fields),
+            dtype=torch.float64,
+        )
+        if recompute:
+            recompute_blocks(student)
+        weights = tuple((name, 0.5) for name in losses)
+        stage = Stage(name="s", loss=weights, train=("*",), steps=1, lr=1.0)
+        gradients = []
+        for compiled in (False, True):
+            objective = Objective(student, teacher.requires_grad_(False), stage)
+            counter = CompileCounter()
+            if compiled:
+                objective.compile_parts(counter)
+            student.zero_grad()
+            objective(*batch)[0].backward()
+            objective.close()
+            gradients.append({n: p.grad for n, p in student.named_parameters()})
+        torch.testing.assert_close(gradients[1], gradients[0])
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] > 0

@@ -75,7 +75,7 @@ def test_forward_and_gradients(window, S, G, D, T, packed, summary_map, P, big_t
     ("dtype", "D", "T"),
     [
         pytest.param(torch.float32, 16, 150, marks=interpreted),
-        pytest.param(torch.float32, 80, 70, marks=interpreted),
+        pytest.param(torch.float32, 80, 70, marks=[interpreted, pytest.mark.slow]),
         pytest.param(torch.float32, 64, 2048, marks=pytest.mark.gpu),
         pytest.param(torch.bfloat16, 64, 2048, marks=pytest.mark.gpu),
     ],

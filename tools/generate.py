@@ -61,6 +61,8 @@ def generate(
     """
     if draft is None and draft_tokens is not None:
         raise ValueError(f"--draft-tokens {draft_tokens} needs --draft NAME; give it as well")
+    if draft_tokens is not None and draft_tokens < 1:
+        raise ValueError(f"--draft-tokens must be at least 1, not {draft_tokens}")
     sampling = generation.sampling()
     _resolve(name, text_given=bool(prompts or prompt or prompts_file))
     if draft is not None:

@@ -23,7 +23,12 @@ class LoopSettings:
     ] = None
     compile: Annotated[
         bool | None,
-        option(_RUNNING, "Compile the losses.", "--compile/--no-compile", default="on a GPU only"),
+        option(
+            _RUNNING,
+            "Compile blocks and losses.",
+            "--compile/--no-compile",
+            default="on a GPU only",
+        ),
     ] = None
     checkpointing: Annotated[
         bool, option(_RUNNING, "Compute blocks again in the backward pass: less memory.")

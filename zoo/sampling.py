@@ -55,9 +55,13 @@ class Sampling:
         ):
             if not good:
                 raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
-        # Plain ints of NumPy's: what is equal is compiled once.
+        # Plain numbers of NumPy's: what is equal is compiled once, and torch.compile takes a
+        # float of NumPy's for a tensor, whose values it cannot branch on.
         object.__setattr__(self, "top_k", top_k)
         object.__setattr__(self, "seed", seed)
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else float(value))
 
     @property
     def greedy(self) -> bool:
@@ -145,9 +149,13 @@ def keep(logits: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_p is not None and sampling.top_p < 1:
         if best is None:  # of the whole vocabulary, which takes many times as long as topk
             best = logits.sort(dim=-1, descending=True).values
-        probabilities = (best - logits.logsumexp(-1, keepdim=True)).exp()
+        top = best[:, :1]  # taken off first: a sum of large logits would round small differences
+        total = (logits - top).exp().sum(-1, keepdim=True)
+        probabilities = (best - top).exp() / total
         # A token goes when those before it reach top_p already; the first one never goes.
-        surplus = probabilities.cumsum(-1) - probabilities >= sampling.top_p
+        # Not even for a top_p that float32 would round to 0.
+        top_p = max(sampling.top_p, torch.finfo(torch.float32).tiny)
+        surplus = probabilities.cumsum(-1) - probabilities >= top_p
         last = best.masked_fill(surplus, float("inf")).amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < last, lowest)
     if sampling.min_p is not None:

@@ -21,6 +21,7 @@ parameters of their own: `fully_shard([block.input_layernorm, block.attention])`
 Dims: B rows, T tokens, E hidden, L layers.
 """
 
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -30,6 +31,11 @@ from torch import Tensor, nn
 from layers import Context, RotaryAngles
 from tools.training.losses import TokenSum
 from zoo import CausalLM
+from zoo.compile_apart import Backend, compile_apart
+
+Error = Callable[
+    [nn.Module, nn.Module, Tensor, RotaryAngles, Context, Tensor, Tensor | None], Tensor
+]
 
 
 class Alignment:
@@ -50,6 +56,7 @@ class Alignment:
                 raise ValueError(f"the student has {size} {ours}, but its teacher has {theirs}")
         self.student, self.teacher = student, teacher
         self.layers = aligned_layers(student, teacher)
+        self._errors: dict[str, Error] = {}
         self._keep = _Keep()
         self._hooks = [
             _attention(teacher, layer).register_forward_hook(self._keep) for layer in self.layers
@@ -96,12 +103,27 @@ class Alignment:
                 target = self._keep.taken()
             if target is None:
                 continue
-            output = _attend(self.student, layer, before.to(dtype), student_ropes[layer], context)
-            error = (output.to(total.dtype) - target.to(total.dtype)).square().mean(-1)
-            if mask is not None:
-                error = torch.where(mask, error, 0)
-            total = total + error.sum() / len(self.layers)
+            error = self._errors.get(self.student.config.layer_types[layer], _error)(
+                self.student.get_submodule(f"layers.{layer}.input_layernorm"),
+                _attention(self.student, layer),
+                before.to(dtype),
+                student_ropes[layer],
+                context,
+                target,
+                mask,
+            )
+            total = total + error / len(self.layers)
         return TokenSum(total, _count(ids, mask)), x
+
+    def compile_parts(self, backend: Backend = "inductor") -> None:
+        """From now on a layer is compared in a graph, which one kind of attention shares.
+
+        The teacher's blocks are not compiled: graphs of theirs would not know their hooks apart.
+        """
+        kinds = {self.student.config.layer_types[layer] for layer in self.layers}
+        self._errors = {
+            kind: compile_apart(_error, dynamic=False, backend=backend) for kind in kinds
+        }
 
     def close(self) -> None:
         """Takes the hooks off the teacher."""
@@ -150,12 +172,19 @@ def _attention(model: CausalLM, layer: int) -> nn.Module:
     return model.get_submodule(f"layers.{layer}.attention")
 
 
-def _attend(
-    model: CausalLM, layer: int, x: Tensor, rope: RotaryAngles, context: Context
+def _error(
+    norm: nn.Module,
+    attention: nn.Module,
+    x: Tensor,
+    rope: RotaryAngles,
+    context: Context,
+    target: Tensor,
+    mask: Tensor | None,
 ) -> Tensor:
-    """What a block's attention makes of the block's input, [B, T, E]."""
-    norm = model.get_submodule(f"layers.{layer}.input_layernorm")
-    return _attention(model, layer)(norm(x), rope, context)
+    """What a block's attention makes of the block's input [B, T, E], against `target`: a sum."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    error = (attention(norm(x), rope, context).to(wide) - target.to(wide)).square().mean(-1)
+    return (error if mask is None else torch.where(mask, error, 0)).sum()
 
 
 def _wide(model: CausalLM) -> torch.dtype:

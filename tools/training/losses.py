@@ -14,7 +14,8 @@ of 2,048 tokens and a vocabulary of 49,152. So tokens come in pieces. Each piece
 goes into those of h, W and b while its logits exist: nothing is computed twice, and the gradients
 wait for `backward`, which only scales them.
 
-`torch.compile` takes it whole. Under FSDP2 the head's weight must be gathered: see `head_losses`.
+`torch.compile` takes it whole; with a `backend` a piece is compiled, and the loop is not. Under
+FSDP2 the head's weight must be gathered: see `head_losses`.
 
 Under autocast the products run in its dtype. Softmax, sums and the sum of the pieces' gradients
 are float32 at least.
@@ -22,7 +23,8 @@ are float32 at least.
 Dims: B rows, T tokens, N = B T, E hidden, V vocabulary.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recipes import LossName
+from zoo.compile_apart import Backend, compile_apart
 
 IGNORED = -100  # the label of tokens that do not count
 PIECE = 2**26  # logits at a time: 256 MiB in float32
@@ -89,6 +92,7 @@ def head_losses(
     teacher: Teacher | None = None,
     temperature: float = 1.0,
     piece: int | None = None,
+    backend: Backend | None = None,
 ) -> HeadLosses:
     """Sums of cross entropy and KL over the tokens that have a label.
 
@@ -107,7 +111,9 @@ def head_losses(
         weights: of "cross_entropy", "logit_kl" or both.
         teacher: for "logit_kl".
         temperature: c, of "logit_kl".
-        piece: tokens at a time; None: as many as have 2^26 logits.
+        piece: tokens at a time; None: the power of 2 that has at most 2^26 logits, so that those
+            of a batch are mostly of one size.
+        backend: of torch.compile, which then makes a graph of a piece; None: it is not asked.
 
     Raises:
         ValueError: another loss, a teacher that is missing or has another vocabulary, shapes that
@@ -120,7 +126,7 @@ def head_losses(
         cross_entropy=weights.get("cross_entropy", 0.0),
         logit_kl=weights.get("logit_kl", 0.0),
         temperature=temperature,
-        piece=piece or max(PIECE // V, 1),
+        piece=piece or 1 << (max(PIECE // V, 1).bit_length() - 1),
         dtype=_dtype_of(hidden),
         needs_gradient=torch.is_grad_enabled(),
     )
@@ -133,6 +139,7 @@ def head_losses(
         None if teacher is None else teacher.head.weight.detach(),
         None if teacher is None or teacher.head.bias is None else teacher.head.bias.detach(),
         settings,
+        backend,
     )
     count = (labels != IGNORED).sum()
     sums = {"cross_entropy": TokenSum(cross_entropy, count), "logit_kl": TokenSum(kl, count)}
@@ -162,7 +169,9 @@ class _HeadLosses(torch.autograd.Function):
         teacher_weight: Tensor | None,
         teacher_bias: Tensor | None,
         settings: _Settings,
+        backend: Backend | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
+        run = _piece_in_a_graph if backend is None else _compiled_piece(settings, backend)
         wide = torch.promote_types(settings.dtype, torch.float32)
         needs_hidden, needs_weight, needs_bias = (
             settings.needs_gradient and need for need in ctx.needs_input_grad[:3]
@@ -181,7 +190,7 @@ class _HeadLosses(torch.autograd.Function):
             for first in range(0, len(hidden), settings.piece):
                 part = slice(first, first + settings.piece)
                 t = None if teacher_hidden is None else teacher_hidden[part]
-                losses, *rest = _piece(
+                losses, *rest = run(
                     *(hidden[part], w, b, labels[part], t, teacher_weight, teacher_bias),
                     d_weight,
                     d_bias,
@@ -219,11 +228,9 @@ class _HeadLosses(torch.autograd.Function):
         # Rounded once: a factor in bfloat16 would be off by up to 0.4%.
         factor = d_total[None]  # not a scalar, which would take the dtype of x
         scaled = [None if x is None else (x * factor).to(x.dtype) for x in ctx.saved_tensors]
-        return (*scaled, None, None, None, None, None)
+        return (*scaled, *[None] * 6)
 
 
-# Compiled once, not unrolled: a third of the time with 24 pieces (docs/decisions.md).
-@torch.compiler.nested_compile_region
 def _piece(
     hidden: Tensor,
     weight: Tensor,
@@ -264,6 +271,16 @@ def _piece(
         if d_bias is not None:
             found.append(d_bias + d_logits.sum(0))
     return tuple(found)
+
+
+# In a graph of everything it is compiled once, not unrolled: docs/decisions.md.
+_piece_in_a_graph = torch.compiler.nested_compile_region(_piece)
+
+
+@functools.cache
+def _compiled_piece(settings: _Settings, backend: Backend) -> Callable[..., tuple[Tensor, ...]]:
+    """A handle for each setting: one has at most 8 graphs, such as of the last, shorter piece."""
+    return compile_apart(_piece, dynamic=False, backend=backend)
 
 
 def _logit_losses(

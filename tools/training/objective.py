@@ -5,18 +5,28 @@
 Tokens that count have a label. Their number is that of a whole step, over all micro-batches and
 processes, so however a batch is divided, gradients are the same.
 
+`compile_parts` compiles what a step is made of, each kind of part once. A graph of all of it,
+which `torch.compile` can make too, has every layer of student and teacher in it: that takes
+minutes.
+
 The teacher is no submodule: it does not train, is not sharded and is in no checkpoint.
 
 Dims: B rows, T tokens.
 """
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
+from layers import Context, RotaryAngles
 from recipes import LossName, Stage
 from tools.training.alignment import Alignment
 from tools.training.losses import IGNORED, Teacher, head_losses
 from zoo import CausalLM
+from zoo.causal_lm import Block
+from zoo.compile_apart import Backend, compile_apart
 
 
 class Objective(nn.Module):
@@ -35,6 +45,9 @@ class Objective(nn.Module):
         super().__init__()
         self.student = student
         self._teacher = (teacher,)  # hidden from nn.Module
+        self._backend: Backend | None = None
+        self._blocks: Sequence[Block] | None = None
+        self._teacher_blocks: Sequence[Block] | None = None
         self._temperature = stage.temperature
         self._head: dict[LossName, float] = {
             name: weight for name, weight in stage.loss if name != "attention_mse"
@@ -76,7 +89,7 @@ class Objective(nn.Module):
             losses["attention_mse"] = aligned.total.detach()
             total = self._attention * aligned.total
         if self._head:
-            hidden = self.student.hidden_states(ids, seq_start=seq_start)
+            hidden = self.student.hidden_states(ids, seq_start=seq_start, blocks=self._blocks)
             found = head_losses(
                 hidden,
                 self.student.lm_head,
@@ -84,12 +97,26 @@ class Objective(nn.Module):
                 weights=self._head,
                 teacher=self._taught(ids, seq_start, taught),
                 temperature=self._temperature,
+                backend=self._backend,
             )
             losses |= {name: loss.total for name, loss in found.losses.items()}
             objective = found.objective.total
             total = objective if total is None else total + objective
         assert total is not None
         return total, losses
+
+    def compile_parts(self, backend: Backend = "inductor") -> None:
+        """From now on blocks, the comparison of a layer, and pieces of logits run in graphs.
+
+        Each kind has one. The teacher's blocks run as they are where their attention is compared.
+        """
+        (teacher,) = self._teacher
+        self._backend = backend
+        self._blocks = _compiled_blocks(self.student, backend)
+        if self._alignment is not None:
+            self._alignment.compile_parts(backend)
+        elif teacher is not None:
+            self._teacher_blocks = _compiled_blocks(teacher, backend)
 
     def close(self) -> None:
         """Takes the hooks off the teacher."""
@@ -104,5 +131,19 @@ class Objective(nn.Module):
         assert teacher is not None
         if hidden is None:
             with torch.no_grad():
-                hidden = teacher.hidden_states(ids, seq_start=seq_start)
+                hidden = teacher.hidden_states(
+                    ids, seq_start=seq_start, blocks=self._teacher_blocks
+                )
         return Teacher(hidden, teacher.lm_head)
+
+
+def _compiled_blocks(model: CausalLM, backend: Backend) -> list[Block]:
+    """Blocks of one kind share a graph: its parameters are inputs of it."""
+    kinds = model.config.layer_types
+    runs = {kind: compile_apart(_run, dynamic=False, backend=backend) for kind in set(kinds)}
+    return [partial(runs[kind], block) for kind, block in zip(kinds, model.layers, strict=True)]
+
+
+def _run(block: nn.Module, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
+    out: Tensor = block(x, rope, context)
+    return out

@@ -39,7 +39,7 @@ class Loop:
 
     Attributes:
         rows: rows that a process computes at a time; None: all that it has.
-        compile: whether the losses are compiled.
+        compile: whether blocks and losses are compiled.
         checkpointing: whether blocks are computed again in the backward pass.
         save_every: steps between checkpoints, of which the last step has one too; 0: none.
         check_every: steps between checks; 0: none.
@@ -169,7 +169,7 @@ def _callable(
                 block.compile(fullgraph=True)
         return objective
     if compile:
-        objective.compile(fullgraph=True, dynamic=False)
+        objective.compile_parts()
     return nn.parallel.DistributedDataParallel(objective) if ranks.count > 1 else objective
 
 

@@ -89,6 +89,9 @@ def _story(draw: Draw, hay: Hay, told: Sequence[Worded], context: int, distance:
     """A story of at least `context` tokens up to the answer for the first fact.
 
     That fact is so many tokens before its question, or a sentence more.
+
+    Raises:
+        ValueError: the hay's sentences do not fill that distance.
     """
     sentences = hay.draw(draw, context + _MORE)
     first, *others = (Unit(worded.told, tells=worded) for worded in told)
@@ -97,6 +100,11 @@ def _story(draw: Draw, hay: Hay, told: Sequence[Worded], context: int, distance:
         sentences.insert(draw.below(len(sentences) + 1), unit)
     at, behind = len(sentences), hay.sizes([told[0].question])[0]
     while behind < distance:
+        if at == 0:
+            raise ValueError(
+                f"the sentences of a text are too long to tell a fact {distance} tokens before "
+                f"the end of {context}; choose a text with shorter ones, or a longer context"
+            )
         at -= 1
         unit = sentences[at]
         behind += sizes[unit] if unit in sizes else hay.size(unit)
