@@ -53,9 +53,10 @@ def _run_compiled(
 def _handle(
     sizes: Hashable, dtype: torch.dtype, device: torch.device, cache_kind: Hashable
 ) -> _RunBlock:
-    return compile_apart(_run)
+    return compile_apart(run_block)
 
 
-def _run(block: nn.Module, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
+def run_block(block: nn.Module, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
+    """`block(x, rope, context)`, with the block as an argument: what is compiled for a kind."""
     out: Tensor = block(x, rope, context)
     return out

@@ -20,13 +20,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from layers import Context, RotaryAngles
 from recipes import LossName, Stage
 from tools.training.alignment import Alignment
-from tools.training.losses import IGNORED, Teacher, head_losses
+from tools.training.logit_pieces import IGNORED
+from tools.training.losses import Teacher, head_losses
 from zoo import CausalLM
 from zoo.causal_lm import Block
 from zoo.compile_apart import Backend, compile_apart
+from zoo.compiled_blocks import run_block
 
 
 class Objective(nn.Module):
@@ -140,10 +141,5 @@ class Objective(nn.Module):
 def _compiled_blocks(model: CausalLM, backend: Backend) -> list[Block]:
     """Blocks of one kind share a graph: its parameters are inputs of it."""
     kinds = model.config.layer_types
-    runs = {kind: compile_apart(_run, dynamic=False, backend=backend) for kind in set(kinds)}
+    runs = {kind: compile_apart(run_block, dynamic=False, backend=backend) for kind in set(kinds)}
     return [partial(runs[kind], block) for kind, block in zip(kinds, model.layers, strict=True)]
-
-
-def _run(block: nn.Module, x: Tensor, rope: RotaryAngles, context: Context) -> Tensor:
-    out: Tensor = block(x, rope, context)
-    return out

@@ -19,7 +19,7 @@ from tools.training.checkpoints import Checkpoints
 from tools.training.data.batches import Batches
 from tools.training.data.packing import Batch
 from tools.training.guard import Diverged, Guard
-from tools.training.losses import IGNORED
+from tools.training.logit_pieces import IGNORED
 from tools.training.metrics import Metrics
 from tools.training.objective import Objective
 from tools.training.parameters import autocast, build_optimizer, prepare, set_learning_rates
