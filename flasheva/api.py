@@ -124,26 +124,22 @@ def eva_attention_with_cache(
     config = cache.config
     needs_grad = _needs_grad(q, k, v, bias, *_parameters(maps))
     chosen = resolve_impl(q, config, impl, needs_grad=needs_grad, cached=True)
-    if chosen == "triton" and q.shape[2] == 1:
-        from flasheva.triton.ops import triton_decode
+    if chosen == "triton":
+        from flasheva.triton.ops import triton_decode, triton_piece
 
+        new = (config, q, k, v, maps, bias, length, count)
+        sinks, ring = (cache.sink_k, cache.sink_v), (cache.window_k, cache.window_v)
+        summaries = None if maps is None else (cache.k_rfa, cache.v_rfa, cache.q_sum)
+        if q.shape[2] > 1:
+            return triton_piece(*new, sinks=sinks, ring=ring, summaries=summaries)
         return triton_decode(
-            *(config, q, k, v, maps, bias, length, count),
-            sinks=(cache.sink_k, cache.sink_v),
-            ring=(cache.window_k, cache.window_v),
-            summaries=None if maps is None else (cache.k_rfa, cache.v_rfa, cache.q_sum),
-            arrived=cache.arrived,
+            *new, sinks=sinks, ring=ring, summaries=summaries, arrived=cache.arrived
         )
     if maps is not None:
         cache.write_summaries(q, k, v, maps, length, count)
     keys, values, k_rfa, v_rfa, positions = cache.readable(k, v, length)
-    if chosen == "triton":
-        from flasheva.triton.ops import triton_attention_onto_cache
-
-        out = triton_attention_onto_cache(config, q, keys, values, k_rfa, v_rfa, bias, length)
-    else:
-        attend = flex if chosen == "flex" else reference_attention
-        out = attend(config, q, keys, values, k_rfa, v_rfa, bias, positions)
+    attend = flex if chosen == "flex" else reference_attention
+    out = attend(config, q, keys, values, k_rfa, v_rfa, bias, positions)
     cache.write_window(k, v, length, count, after=out)
     return out
 
@@ -218,12 +214,9 @@ def full_attention_piece(
         return None
     if impl == "auto" and q.shape[2] < _MIN_FULL_PIECE:  # asked last: a graph depends on it
         return None
-    from flasheva.triton.ops import triton_attention_onto_cache
+    from flasheva.triton.ops import triton_full_piece
 
-    nothing = keys[:, :, :0]
-    return triton_attention_onto_cache(
-        _EVERYTHING, q, keys, values, nothing, nothing, None, length, in_place=True
-    )
+    return triton_full_piece(q, keys, values, length)
 
 
 def full_attention_packed(

@@ -103,8 +103,9 @@ def _replace_(target: Tensor, where: Tensor, x: Tensor, after: Tensor) -> None:
 # the old content behind a write, which then needs a copy; and writes to the end of the graph, and
 # what depends on the cache alone to its beginning, where the tensors of all layers are in memory
 # together. So `replace_` says that it reads and writes `after`, and `readable` needs `new`.
-# They have no backward: with gradients plain code runs. A piece of a prompt calls nine of them a
-# layer, and a call takes 28 microseconds of the host so defined, 78 by `torch.library.custom_op`.
+# They have no backward: with gradients plain code runs. Where our kernels do not run, a piece of a
+# prompt calls nine of them a layer, and a call takes 28 microseconds of the host so defined, 78 by
+# `torch.library.custom_op`.
 _library = torch.library.Library("flasheva", "FRAGMENT")
 
 

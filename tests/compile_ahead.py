@@ -98,10 +98,7 @@ def compile_all(
     ops._attention_backward._init_fn(do, q, k, v, maps, bias, seq_start, out, *saved, *static)
     if summary_map == "linear":
         start = torch.empty(2, dtype=torch.int64, device="meta")
-        args = (q, k, v, saved[1], saved[2], bias, start)
-        ops._attention_onto_cache._init_fn(*args, 256, P, S, window, False)
-        full = (q, k, v, k[:, :, :0], v[:, :, :0], None, start)  # in every layer that is full
-        ops._attention_onto_cache._init_fn(*full, 2**30, P, 0, "block", True)
+        ops._full_piece._init_fn(q, k, v, start)  # in every layer that is full
     step = [x[:, :, :1] for x in (q, k, v)]
     row = torch.empty(2, dtype=torch.int64, device="meta")
     sums = torch.empty(2, 2, 1, D, device="meta")
@@ -113,9 +110,9 @@ def compile_all(
         )
         summaries = [chunks, chunks, sums] if maps else [None] * 3
         cache = [sinks, sinks, ring, ring, *summaries]
-        ops._decode._init_fn(
-            *(*step, row, row, bias, *cache, arrived, maps, summary_map, 256, P, S, window)
-        )
+        rule = (maps, summary_map, 256, P, S, window)
+        ops._piece._init_fn(q, k, v, row, row, bias, *cache, *rule)
+        ops._decode._init_fn(*(*step, row, row, bias, *cache, arrived, *rule))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch._inductor.utils import run_and_get_code
 import zoo
 import zoo.generation
 import zoo.prefill
+from flasheva.triton import ops
 from tests.test_cache import KINDS, tiny
 from zoo import compiled_blocks
 
@@ -142,6 +143,23 @@ def test_a_compiled_piece_makes_no_second_cache():
     assert sorted(found[:3]) == ["replace_", "scatter_", "scatter_"]  # of the summaries
     assert found[3:] == ["readable", "readable", *["replace_"] * 4]
     assert all(target.startswith("arg") for name, target in ops if name != "readable")
+
+
+@pytest.mark.slow
+def test_a_compiled_piece_of_our_kernels_gets_the_cache_itself():
+    model = tiny(("eva_attention",), torch.float32, impl="triton", window_size=32, chunk_size=8)
+    model = model.to("cpu" if ops.INTERPRETED else "cuda")
+    new, lengths = ids(2, 40).to(model.device), torch.tensor([40, 33], device=model.device)
+    caches = [model.new_cache(2, 1000) for _ in range(2)]
+    with torch.inference_mode():
+        eager = zoo.prefill.next_logits(model, new, caches[0], lengths)
+        pieces = zoo.prefill.compiled_pieces(model)
+        out, (code,) = run_and_get_code(pieces, model, new, caches[1], lengths)
+    torch.testing.assert_close(out, eager, rtol=1e-4, atol=1e-5)
+    for x, y in zip(*([*c.layers[0].tensors()] for c in caches), strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-5)
+    (call,) = re.findall(r"flasheva\.piece\.default\((.*)\[", code)  # up to the maps
+    assert len(re.findall(r"\barg\d+_1\b", call)) == 3 + 7  # length, count, bias; the cache
 
 
 @pytest.mark.slow

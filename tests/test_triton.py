@@ -164,12 +164,17 @@ def test_the_op_is_well_registered(summary_map, packed, big_tiles):
 def test_the_op_onto_a_cache_is_well_registered(big_tiles):
     device = "cpu" if ops.INTERPRETED else "cuda"
     q, k = torch.randn(2, 4, 5, 16, device=device), torch.randn(2, 2, 85, 16, device=device)
-    summaries = torch.randn(2, 2, 8, 16, device=device)
     start = torch.tensor([70, 33], device=device)
-    args = (q, k, k, summaries, summaries.clone(), None, start, 48, 16, 16, "sliding", False)
-    torch.library.opcheck(ops._attention_onto_cache, args)
-    args = (q, k, k, k[:, :, :0], k[:, :, :0], None, start, 2**30, 16, 0, "block", True)
-    torch.library.opcheck(ops._attention_onto_cache, args)
+    torch.library.opcheck(ops._full_piece, (q, k, k.clone(), start))
+
+    def random(n: int) -> torch.Tensor:
+        return torch.randn(2, 2, n, 16, device=device)
+
+    maps = [torch.eye(16, device=device), torch.zeros(16, device=device)]
+    cache = [random(n) for n in (16, 16, 64, 64, 9, 9, 1)]
+    maps = [maps[0], maps[1], maps[0].clone(), maps[1].clone()]
+    args = (q, random(5), random(5), start, torch.full_like(start, 5), None, *cache)
+    torch.library.opcheck(ops._piece, (*args, maps, "linear", 48, 16, 16, "sliding"))
 
 
 @pytest.mark.slow

@@ -222,14 +222,12 @@ class _OnGpu(nn.Module):
         if T == 1:  # the decode kernel, where one program has all of a row and head
             q.new_empty(B, H, D + 2, dtype=torch.float32)
         elif isinstance(cache, EvaCache):
-            assert isinstance(self.attend, WindowAttention)
-            maps = self.attend.maps()
-            if maps is not None:
-                cache.write_summaries(q, k, v, maps, length, count)
-            keys_and_values = cache.readable(k, v, length)
+            rows = cache.sink_k.shape[2] + cache.slots + T
+            # What the piece's kernels lay out, and summaries where a cache stores another dtype.
+            keys_and_values = [k.new_empty(B, k.shape[1], rows, D) for _ in range(2)]
+            keys_and_values += [x[:, :, :-1].to(k.dtype) for x in (cache.k_rfa, cache.v_rfa)]
             out = torch.empty_like(q)
-            cache.write_window(k, v, length, count, after=out)
-            del keys_and_values  # not before: the caller's variables live as long
+            del keys_and_values  # not before: all of it is alive then
             return out
         else:
             copies = cache.write(k, v, length, count)  # where it stores another dtype

@@ -17,6 +17,7 @@ from flasheva.triton.summary_forward import (
     normalise,
     pool_logits_of,
     scale_and_shift,
+    stored,
 )
 
 _LOW: tl.constexpr = tl.constexpr(-1.0e30)  # finite: a split without entries makes no NaN
@@ -40,14 +41,6 @@ def _affine(x, weight, bias, d, D: tl.constexpr):
 
 
 @triton.jit
-def _stored(x, dtype: tl.constexpr):
-    """x as the cache stores it; float8 saturates, as in flasheva/storage.py."""
-    if dtype == tl.float8e4nv:
-        x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
-    return x.to(dtype)
-
-
-@triton.jit
 def _append(
     q, k, v, n, sink_k, sink_v, window_k, window_v, k_rfa, v_rfa, q_sum,
     w_q, b_q, w_k, b_k, g_q, s_q, g_k, s_k,
@@ -63,11 +56,11 @@ def _append(
     new_value = tl.load(v + d, mask=inside, other=0.0)
     cache_dtype: tl.constexpr = window_k.dtype.element_ty
     slot = n % slots
-    tl.store(window_k + slot * D + d, _stored(new_key, cache_dtype), mask=inside)
-    tl.store(window_v + slot * D + d, _stored(new_value, cache_dtype), mask=inside)
+    tl.store(window_k + slot * D + d, stored(new_key, cache_dtype), mask=inside)
+    tl.store(window_v + slot * D + d, stored(new_value, cache_dtype), mask=inside)
     if n < S:
-        tl.store(sink_k + n * D + d, _stored(new_key, cache_dtype), mask=inside)
-        tl.store(sink_v + n * D + d, _stored(new_value, cache_dtype), mask=inside)
+        tl.store(sink_k + n * D + d, stored(new_key, cache_dtype), mask=inside)
+        tl.store(sink_v + n * D + d, stored(new_value, cache_dtype), mask=inside)
     if MAP != "none":
         r = tl.arange(0, BLOCK_R)
         heads = q + r[:, None] * stride_qh + d[None, :]
@@ -111,8 +104,8 @@ def _append(
             weights = exp(logits - tl.max(logits, 1)[:, None], PRECISION == "ieee")
             value = tl.sum(weights[:, :, None] * values, 1) / tl.sum(weights, 1)[:, None]
             chunk = n // P * D + d[None, :]
-            tl.store(k_rfa + chunk, _stored(key, cache_dtype), mask=inside[None, :])
-            tl.store(v_rfa + chunk, _stored(value, cache_dtype), mask=inside[None, :])
+            tl.store(k_rfa + chunk, stored(key, cache_dtype), mask=inside[None, :])
+            tl.store(v_rfa + chunk, stored(value, cache_dtype), mask=inside[None, :])
 
 
 @triton.jit

@@ -56,13 +56,15 @@ def summaries(
     c.launch(
         summary_forward,
         (num_blocks * c.B * c.G,),
-        *(q, k, v, noise, *maps, k_rfa, v_rfa, norms, *saved),
+        *(q, k, v, noise, *maps, k_rfa, v_rfa, norms, *saved, None, None, None),
         *(*strides(q), *strides(k), *strides(v)),
-        *(C, num_blocks, c.D**-0.5),
+        *(C, num_blocks, 0, c.D**-0.5),
         **c.of_summaries(kind),
         NOISE=noise is not None,
         SAVE=save,
         NORMS=norms is not None,
+        CACHED=False,
+        SUMS=0,
     )
     if not save:
         saved = [k.new_empty(0, dtype=torch.float32) for _ in saved]

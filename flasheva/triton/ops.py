@@ -1,8 +1,9 @@
 """The kernels as ops of PyTorch: fake kernels for tracing, and autograd. Launches: forward.py.
 
-`flasheva::attention` is whole rows, summaries included, with a backward;
-`flasheva::attention_onto_cache` is new queries over what a cache holds, without one, and
-`flasheva::decode` one new token per row, which it also writes into the cache.
+`flasheva::attention` is whole rows, summaries included, with a backward. Without one:
+`flasheva::piece` is new tokens over what a cache holds, which it also writes into the cache,
+`flasheva::decode` the same for one token per row, and `flasheva::full_piece` new queries of a
+layer with full attention.
 
 Dims: B batch, H query heads, G key/value heads, R = H / G, D head dim, T tokens, N keys,
 C chunks whose summary somebody sees.
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from flasheva.config import EvaConfig
 from flasheva.summary import AffineMaps, PooledMaps, SummaryMaps
-from flasheva.triton import backward, decode, forward
+from flasheva.triton import backward, decode, forward, piece
 from flasheva.triton.call import Maps, call_of, like_projection, num_summaries
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -46,37 +47,55 @@ def triton_attention(
     return out.to(dtype)
 
 
-def triton_attention_onto_cache(
-    config: EvaConfig,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_rfa: Tensor,
-    v_rfa: Tensor,
-    bias: Tensor | None,
-    q_start: Tensor,
-    *,
-    in_place: bool = False,
-) -> Tensor:
-    """Attention of T new queries per row over sinks, window and themselves; no backward.
+def triton_full_piece(q: Tensor, k: Tensor, v: Tensor, q_start: Tensor) -> Tensor:
+    """Exact attention of T new queries per row to all tokens before them; no backward.
 
     Args:
-        config: window, chunk, sinks.
         q: [B, H, T, D].
-        k, v: [B, G, N, D]: the sinks, then the tokens before the new ones in order, then the T
-            new ones. `in_place`: the token at each position of the row, the new ones too, and
-            behind them anything finite; no sinks.
-        k_rfa, v_rfa: [B, G, C, D].
-        bias: [H] or None.
+        k, v: [B, G, N, D], the token at each position of the row, the new ones too, and behind
+            them anything finite.
         q_start: int [B], position of the first query in its row.
 
     Returns:
         [B, H, T, D] in the dtype of q.
     """
-    dtype, (q, k, v, k_rfa, v_rfa) = q.dtype, _alike(q, k, v, k_rfa, v_rfa)
-    out: Tensor = _attention_onto_cache(
-        *(q, k, v, k_rfa, v_rfa, bias, q_start),
-        *(config.window_size, config.chunk_size, config.sink_size, config.window, in_place),
+    dtype, (q, k, v) = q.dtype, _alike(q, k, v)
+    out: Tensor = _full_piece(q, k, v, q_start)
+    return out.to(dtype)
+
+
+def triton_piece(
+    config: EvaConfig,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    maps: SummaryMaps | None,
+    bias: Tensor | None,
+    length: Tensor,
+    count: Tensor,
+    *,
+    sinks: tuple[Tensor, Tensor],
+    ring: tuple[Tensor, Tensor],
+    summaries: tuple[Tensor, Tensor, Tensor] | None,
+) -> Tensor:
+    """T new tokens per row: attention over the cache and themselves, and their place in there.
+
+    Args:
+        q: [B, H, T, D]; k, v: [B, G, T, D].
+        count: int [B], how many of the new tokens are real: others are not stored, and their
+            outputs mean nothing.
+        The rest: as `triton_decode`.
+
+    Returns:
+        [B, H, T, D] in the dtype of q.
+    """
+    kind, tensors = _flatten(maps)
+    _check_maps(kind, tensors, k.shape[1], k.shape[3])
+    dtype, (q, k, v) = q.dtype, _alike(q, k, v)
+    out: Tensor = _piece(
+        *(q, k, v, length, count, bias, *sinks, *ring, *(summaries or (None, None, None))),
+        *(tensors, kind),
+        *(config.window_size, config.chunk_size, config.sink_size, config.window),
     )
     return out.to(dtype)
 
@@ -343,35 +362,62 @@ def _backward(ctx: Any, do: Tensor, *_: Any) -> tuple[Any, ...]:
 _attention.register_autograd(_backward, setup_context=_setup_context)
 
 
-@torch.library.custom_op("flasheva::attention_onto_cache", mutates_args=())
-def _attention_onto_cache(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    k_rfa: Tensor,
-    v_rfa: Tensor,
-    bias: Tensor | None,
-    q_start: Tensor,
-    window_size: int,
-    chunk_size: int,
-    sink_size: int,
-    window: str,
-    in_place: bool,
-) -> Tensor:
+@torch.library.custom_op("flasheva::full_piece", mutates_args=())
+def _full_piece(q: Tensor, k: Tensor, v: Tensor, q_start: Tensor) -> Tensor:
     q, k, v = (_rows_apart(x) for x in (q, k, v))
-    if k_rfa.stride() != v_rfa.stride() or k_rfa.stride(3) != 1:
-        k_rfa, v_rfa = k_rfa.contiguous(), v_rfa.contiguous()
-    c = call_of(q, k, None, window_size, chunk_size, sink_size, window)
-    offset = k.shape[2] if in_place else k.shape[2] - q.shape[2]
+    nothing = k[:, :, :0]
+    # Full attention as a window that no row leaves. Queries are counted in int32.
+    c = call_of(q, k, None, 2**30, 16, 0, "block")
     out, _ = forward.attend(
-        *(c, q, k, v, k_rfa, v_rfa, None, bias, None, q_start, offset),
+        *(c, q, k, v, nothing, nothing, None, None, None, q_start, k.shape[2]),
         save=False,
-        in_place=in_place,
+        in_place=True,
     )
     return out
 
 
-@_attention_onto_cache.register_fake
+@_full_piece.register_fake
+def _(q: Tensor, *others: object) -> Tensor:
+    return like_projection(*_sizes(q), q)
+
+
+@torch.library.custom_op(
+    "flasheva::piece",
+    mutates_args=("sink_k", "sink_v", "window_k", "window_v", "k_rfa", "v_rfa", "q_sum"),
+)
+def _piece(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    length: Tensor,
+    count: Tensor,
+    bias: Tensor | None,
+    sink_k: Tensor,
+    sink_v: Tensor,
+    window_k: Tensor,
+    window_v: Tensor,
+    k_rfa: Tensor | None,
+    v_rfa: Tensor | None,
+    q_sum: Tensor | None,
+    maps: list[Tensor],
+    kind: str,
+    window_size: int,
+    chunk_size: int,
+    sink_size: int,
+    window: str,
+) -> Tensor:
+    q, k, v = (_rows_apart(x) for x in (q, k, v))
+    summaries = None
+    if k_rfa is not None and v_rfa is not None and q_sum is not None:
+        summaries = (k_rfa, v_rfa, q_sum)
+    c = call_of(q, k, None, window_size, chunk_size, sink_size, window)
+    return piece.piece(
+        *(c, q, k, v, length, count, bias, (sink_k, sink_v), (window_k, window_v), summaries),
+        *(kind, Maps.of(kind, maps)),
+    )
+
+
+@_piece.register_fake
 def _(q: Tensor, *others: object) -> Tensor:
     return like_projection(*_sizes(q), q)
 

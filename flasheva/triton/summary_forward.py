@@ -1,6 +1,8 @@
 """Forward kernel of the chunk summaries: means, maps, weights and value sums in one pass.
 
 A program owns BLOCK_C chunks of one key/value head. Formulas: flasheva/summary.py. All in float32.
+The same kernel compresses the chunks that a piece of a prompt completes, and keeps the running sum
+of queries of the one in progress (flasheva/cache.py).
 """
 
 import triton
@@ -11,11 +13,16 @@ from flasheva.triton.exponential import exp
 
 @triton.jit
 def load_tokens(
-    pointer, stride, chunk, m, d, num_chunks, D: tl.constexpr, P: tl.constexpr,
+    pointer, stride, chunk, m, d, num_chunks, D: tl.constexpr, P: tl.constexpr, low=None,
 ):
-    """Tokens m of `chunk` as float32 [chunks, tokens, BLOCK_D]; zero where there is none."""
+    """Tokens m of `chunk` as float32 [chunks, tokens, BLOCK_D]; zero where there is none.
+
+    With `low`, there is none before that one.
+    """
     token = tl.cast(chunk[:, None] * P + m[None, :], tl.int64)  # stride may be a whole batch's
     there = (chunk < num_chunks)[:, None] & (m < P)[None, :]
+    if low is not None:
+        there = there & (token >= low)
     address = pointer + token[:, :, None] * stride + d[None, None, :]
     return tl.load(address, mask=there[:, :, None] & (d < D)[None, None, :], other=0.0).to(
         tl.float32
@@ -98,17 +105,53 @@ def scale_and_shift(x, weight, bias, d, D: tl.constexpr):
     return x * w[None, :] + b[None, :]
 
 
-@triton.jit(do_not_specialize=["C", "num_blocks"])
+@triton.jit
+def stored(x, dtype: tl.constexpr):
+    """x as a cache stores it; float8 saturates, as in flasheva/storage.py."""
+    if dtype == tl.float8e4nv:
+        x = tl.clamp(x.to(tl.float32), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    return x.to(dtype)
+
+
+@triton.jit
+def _keep_sums(
+    q, stride_qh, stride_qt, q_sum, carried, n, end, token, d,
+    R: tl.constexpr, D: tl.constexpr, P: tl.constexpr, SUMS: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+):
+    """Stores the running sum of queries after each of the last SUMS tokens that are new.
+
+    `q` points at the first token of the chunk that position n lies in, `carried` is the sum of
+    the tokens of that chunk that came before n.
+    """
+    for back in tl.range(0, SUMS):
+        last = end - 1 - back
+        if last >= n:
+            begin = last // P * P
+            total = tl.zeros([d.shape[0]], tl.float32)
+            for r in tl.range(0, R):
+                for m in tl.range(0, BLOCK_P, token.shape[0]):
+                    position = begin + m + token
+                    there = (position <= last) & (position >= n)
+                    address = q + tl.cast(r, tl.int64) * stride_qh
+                    address += (position - n // P * P)[:, None] * stride_qt + d[None, :]
+                    queries = tl.load(address, there[:, None] & (d < D)[None, :], other=0.0)
+                    total += tl.sum(queries.to(tl.float32), 0)
+            total += tl.where(begin < n, carried, 0.0)
+            tl.store(q_sum + last % SUMS * D + d, total, mask=d < D)
+
+
+@triton.jit(do_not_specialize=["C", "num_blocks", "key_offset"])
 def summary_forward(
     q, k, v, noise, w_q, b_q, w_k, b_k, g_q, s_q, g_k, s_k,
-    k_rfa, v_rfa, norms, q_mean, k_mean, omega,
+    k_rfa, v_rfa, norms, q_mean, k_mean, omega, q_sum, length, count,
     stride_qb, stride_qh, stride_qt,
     stride_kb, stride_kh, stride_kt,
     stride_vb, stride_vh, stride_vt,
-    C, num_blocks, scale,
+    C, num_blocks, key_offset, scale,
     G: tl.constexpr, R: tl.constexpr, D: tl.constexpr, P: tl.constexpr,
     MAP: tl.constexpr, NOISE: tl.constexpr, SAVE: tl.constexpr, NORMS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    CACHED: tl.constexpr, SUMS: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_P: tl.constexpr, SLICE: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -117,6 +160,10 @@ def summary_forward(
     MAP "linear": w [D, D], b [D] of both maps; "layernorm": also gain g, shift s [D];
     "pooled": w_k is mu, w_q is phi, [G, D] each. SLICE tokens of a chunk are taken at a time.
     SAVE: means and omega are kept for a backward pass; if BLOCK_K < BLOCK_D the means are anyway.
+    CACHED: the tokens of row b stand at positions length[b] .. length[b] + count[b] - 1; k and v
+    have `key_offset` earlier ones before them. Results go to the places of their chunks in a cache
+    of C, and running sums of queries to q_sum, float32 [B, G, SUMS, D] contiguous; q_mean and
+    k_mean are [B, G, num_blocks * BLOCK_C, D].
     """
     block = tl.program_id(0) % num_blocks
     head = tl.program_id(0) // num_blocks
@@ -127,13 +174,32 @@ def summary_forward(
     k += b * stride_kb + g * stride_kh + first * P * stride_kt
     v += b * stride_vb + g * stride_vh + first * P * stride_vt
     result = (tl.cast(head, tl.int64) * C + first) * D
+    means = result
+    left = C - first
+    query_low = None
+    if CACHED:
+        n = tl.load(length + b).to(tl.int32)
+        end = n + tl.load(count + b).to(tl.int32)
+        old = n % P  # tokens of the chunk in progress, which is the first one here
+        left = end // P - n // P - block * BLOCK_C
+        result += n // P * D
+        means = (tl.cast(head, tl.int64) * num_blocks * BLOCK_C + first) * D
+        k += (key_offset - old) * stride_kt
+        v += (key_offset - old) * stride_vt
+        q -= old * stride_qt
+        query_low = old - block * BLOCK_C * P
 
     chunk = tl.arange(0, BLOCK_C)
     token = tl.arange(0, SLICE)
     d = tl.arange(0, BLOCK_D)
-    left = C - first
     seen = (chunk < left)[:, None] & (d[None, :] < D)
     offsets = chunk[:, None] * D + d[None, :]
+
+    if CACHED:
+        q_sum += tl.cast(head, tl.int64) * SUMS * D
+        carried = tl.load(
+            q_sum + (n - 1) % SUMS * D + d, mask=(d < D) & (old > 0) & (block == 0), other=0.0
+        )
 
     # Four slices at a time are unrolled, so that their loads are under way together.
     key_mean = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
@@ -164,17 +230,21 @@ def summary_forward(
         for r in tl.range(0, R):
             for m in tl.range(0, BLOCK_P, SLICE, loop_unroll_factor=4):
                 q_r = q + tl.cast(r, tl.int64) * stride_qh
-                queries = load_tokens(q_r, stride_qt, chunk, m + token, d, left, D, P)
+                queries = load_tokens(
+                    q_r, stride_qt, chunk, m + token, d, left, D, P, query_low
+                )
                 query_mean += tl.sum(queries, 1)
+        if CACHED:  # nothing unless this is the first block
+            query_mean += tl.where((chunk == 0)[:, None], carried[None, :], 0.0)
         query_mean = query_mean * (1.0 / (P * R))
         if SAVE or BLOCK_K < BLOCK_D:
-            tl.store(q_mean + result + offsets, query_mean, mask=seen)
-            tl.store(k_mean + result + offsets, key_mean, mask=seen)
+            tl.store(q_mean + means + offsets, query_mean, mask=seen)
+            tl.store(k_mean + means + offsets, key_mean, mask=seen)
         key = affine(
-            key_mean, k_mean + result, w_k, b_k, chunk, left, d, D, BLOCK_K, PRECISION
+            key_mean, k_mean + means, w_k, b_k, chunk, left, d, D, BLOCK_K, PRECISION
         )
         feature = affine(
-            query_mean, q_mean + result, w_q, b_q, chunk, left, d, D, BLOCK_K, PRECISION
+            query_mean, q_mean + means, w_q, b_q, chunk, left, d, D, BLOCK_K, PRECISION
         )
         if MAP == "layernorm":
             key, _ = normalise(key, d, D)
@@ -203,11 +273,17 @@ def summary_forward(
     if NORMS:  # largest squared norm of a head's k_rfa; whatever the order, the same
         squared = tl.sum(tl.where(seen, key * key, 0.0), 1)
         tl.atomic_max(norms + head, tl.max(squared), sem="relaxed")
-    tl.store(k_rfa + result + offsets, key.to(k_rfa.dtype.element_ty), mask=seen)
+    tl.store(k_rfa + result + offsets, stored(key, k_rfa.dtype.element_ty), mask=seen)
     tl.store(
-        v_rfa + result + offsets, (value / total[:, None]).to(v_rfa.dtype.element_ty), mask=seen
+        v_rfa + result + offsets, stored(value / total[:, None], v_rfa.dtype.element_ty), mask=seen
     )
     if SAVE:
         tl.store(omega + result + offsets, feature, mask=seen)
         if MAP == "pooled":
             tl.store(k_mean + result + offsets, key_mean, mask=seen)
+    if CACHED:
+        if block == 0:
+            tl.debug_barrier()  # every warp has read the old sum, which may lie in the same place
+            _keep_sums(
+                q, stride_qh, stride_qt, q_sum, carried, n, end, token, d, R, D, P, SUMS, BLOCK_P
+            )
