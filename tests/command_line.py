@@ -64,9 +64,9 @@ def assert_mistake(done: Run, what: str) -> None:
     assert all("weights from" in line or line.startswith("warning: ") for line in before)
 
 
-def save(folder: Path, config: dict[str, object]) -> Path:
+def save(folder: Path, config: dict[str, object], *, seed: int = 0) -> Path:
     """A model with random weights, a tokenizer and a chat template."""
-    model = make_model(config)
+    model = make_model(config, seed=seed)
     model.tokenizer = make_tokenizer()
     model.tokenizer.chat_template = TEMPLATE
     zoo.save(model, folder)

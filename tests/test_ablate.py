@@ -385,7 +385,7 @@ def test_layers_that_slide_as_published_are_not_placed(tmp_path: Path) -> None:
     recipe = write(
         tmp_path / "sweep.toml",
         save(tmp_path / "gemma", config),
-        ('"greedy_kl"', '"greedy_both", "gates_retrieval", "drop_retrieval"'),
+        ('"greedy_kl"', '"greedy_perplexity", "gates_retrieval", "drop_retrieval"'),
         ("counts = [1, 2]", "counts = [1]"),
         ("window_sizes = [16, 8]", "window_sizes = [16]"),
         ("[judge]\n", "steps = 3\n[judge]\nteacher_forcing = true\n"),
@@ -399,7 +399,7 @@ def test_layers_that_slide_as_published_are_not_placed(tmp_path: Path) -> None:
     found = {(case["rule"], case["count"]): case["layers"].get("full_attention") for case in cases}
     assert found.pop(("none", 0)) is None
     assert found.pop(("all", 2)) == "2,5"
-    rules = ("uniform", "random", "greedy_both", "gates_retrieval", "drop_retrieval")
+    rules = ("uniform", "random", "greedy_perplexity", "gates_retrieval", "drop_retrieval")
     assert set(found) == {(rule, 1) for rule in rules}
     assert set(found.values()) <= {"2", "5"}
     assert {case["layers"]["sliding_attention"] for case in cases} == {"0-1,3-4"}

@@ -18,11 +18,11 @@ from tools.placement.settings import SearchSettings
 pytestmark = pytest.mark.usefixtures("short_prose")
 CONTEXT = 512
 DEPTH = 4
-SMALL = ("--context", CONTEXT, "--n", 1, "--window", 64, "--windows", 2, "--batch-size", 4)
+TEXT = ("--window", 64, "--windows", 2)
+SMALL = ("--context", CONTEXT, "--n", 1, *TEXT, "--batch-size", 4, "--window-size", 16)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_full(path: Path, *, seed: int) -> Path:
     """A model with full attention everywhere."""
     config = hf_config(
         "llama",
@@ -30,7 +30,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         max_position_embeddings=2048,
         eva=SHORT_WINDOW.to_dict(),
     )
-    return save(tmp_path_factory.mktemp("models") / "full", config)
+    return save(path, config, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With random weights that profit, by chance, from what is far, in every objective."""
+    return save_full(tmp_path_factory.mktemp("models") / "full", seed=1)
 
 
 def place(*arguments: object) -> Run:
@@ -45,7 +51,7 @@ def lines_of(path: Path) -> list[dict[str, Any]]:
 
 def test_a_searched_recipe_is_one_that_loads(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.toml"
-    shown = place(folder, "--budget", 2, "--out", out, *SMALL, "--window-size", 16).out
+    shown = place(folder, "--budget", 2, "--out", out, *SMALL).out
     recipe = read_recipe(out)
     assert recipe.search is not None
     assert recipe.search.rule == "greedy_retrieval"
@@ -137,7 +143,7 @@ def test_halo_reads_common_sense_too(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     data = write_data(tmp_path / "data")
     out = tmp_path / "mine.toml"
-    options = ("--rule", "halo", "--n", 1, "--context", 1536, "--window", 64, "--windows", 2)
+    options = ("--rule", "halo", "--n", 1, "--context", 1536, *TEXT)
     arguments = (folder, "--budget", 1, "--out", out, *options)
     place(*arguments, "--data", data, "--limit", 2, "--far", 8)
     recipe = read_recipe(out)
@@ -201,6 +207,8 @@ def test_a_recipe_can_be_searched_anew(folder: Path, tmp_path: Path) -> None:
         (("--out", "no/mine.toml"), "there is no folder no"),
         (("--context", 4096), "a context of 4096 exceeds that of"),
         (("--windows", 0), "windows must be at least 1, not 0"),
+        (("--window-size", CONTEXT), f"fit into the window of {CONTEXT}: every placement is"),
+        (("--rule", "restore_kl", "--window", 16), "--window 32 would tell them apart"),
         (("--rule", "uniform", "--budget", 5), "cannot place 5 exact layers"),
     ],
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, tuple) else "",
@@ -211,6 +219,12 @@ def test_a_mistake_is_one_line(
     given = ("--budget", 1, "--out", tmp_path / "mine.toml", *SMALL, *arguments)
     assert_mistake(run("place", folder, *given), message)
     assert list(tmp_path.glob("*.toml")) == []
+
+
+def test_there_is_no_part_of_a_gap_that_is_none(tmp_path: Path) -> None:
+    folder = save_full(tmp_path / "full", seed=2)
+    options = ("--rule", "greedy_both", "--budget", 1, "--out", tmp_path / "mine.toml", *SMALL)
+    assert_mistake(run("place", folder, *options), "exact layers do not help perplexity: -7")
 
 
 def test_a_file_of_something_else_is_not_written_to(folder: Path, tmp_path: Path) -> None:

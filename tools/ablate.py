@@ -24,7 +24,8 @@ def ablate(
         Path | None,
         typer.Option(
             metavar="FILE.jsonl",
-            help="Append the measurements to this file; points that are there are passed over.",
+            help="Append the measurements to this file; points that are there are passed over. "
+            "--report-only also reads .jsonl.xz.",
             show_default="beside the recipe, .results.jsonl",
         ),
     ] = None,
@@ -62,12 +63,12 @@ def ablate(
     ablation = read_ablation(recipe)
     out = recipe.with_suffix(".results.jsonl") if out is None else out
     work = recipe.with_suffix(".work") if work is None else work
-    check_results(out)
     check_plots(plot)
     if report_only:
         if not out.is_file():
             raise ValueError(f"there is no file {out}; run without --report-only first")
     else:
+        check_results(out)
         from tools.placement.ablation import run_ablation
 
         run_ablation(ablation, source, runtime, work=work, out=out, progress=progress)

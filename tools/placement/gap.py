@@ -33,17 +33,17 @@ class GapScorer:
         """See `Scorer`.
 
         Raises:
-            ValueError: an objective is worth the same with all layers exact as with none.
+            ValueError: an objective is worth no more with all layers exact than with none.
         """
         closed = [0.0] * len(placements)
         found: list[list[Scored]] = [[] for _ in placements]
         for part in self._parts:
             none, all_ = self._candidates.score(part, [(), self._layers], lambda steps: None)
             gap = all_.score - none.score
-            if gap == 0.0:
+            if gap <= 0.0:
                 raise ValueError(
-                    f"exact layers make no difference to {part.name}: {none.score:.4g} with none "
-                    "and with all; search with longer texts"
+                    f"exact layers do not help {part.name}: {none.score:.4g} with none of them, "
+                    f"{all_.score:.4g} with all; search with longer texts, or by one objective"
                 )
             for index, x in enumerate(self._candidates.score(part, placements, advance)):
                 closed[index] += (x.score - none.score) / gap / len(self._parts)

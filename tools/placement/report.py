@@ -88,24 +88,32 @@ def write_sweep_plots(folder: Path, rows: Iterable[_Row]) -> list[Path]:
 
 
 def _draw_retrieval(path: Path, found: Sequence[Summary]) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure  # without pyplot, which has global state
 
-    figure = Figure(figsize=(7.5, 5.5), layout="constrained")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
     ax = figure.subplots()
-    for rule in dict.fromkeys(x.rule for x in found if x.rule not in _REFERENCES):
-        points: dict[int, list[Summary]] = {}
-        for x in found:
-            if x.rule == rule:
-                points.setdefault(x.count, []).append(x)
-        counts = sorted(points)
-        means = [_mean([_value(x.retrieval) for x in points[count]]) for count in counts]
-        # Of several seeds their own intervals say less than what lies between them.
-        low, high = [], []
-        for count, mean in zip(counts, means, strict=True):
-            group = points[count]
-            low.append(mean - min(_value(x.retrieval) - _half(x.retrieval) for x in group))
-            high.append(max(_value(x.retrieval) + _half(x.retrieval) for x in group) - mean)
-        ax.errorbar(counts, means, yerr=[low, high], marker="o", capsize=3, label=rule)
+    lines = {rule: _by_count(found, rule) for rule in dict.fromkeys(x.rule for x in found)}
+    rules = [rule for rule in lines if rule not in _REFERENCES]
+    # As the lines end, from top to bottom; where several rules find the same layers, markers of
+    # different sizes show that there is more than one.
+    rules.sort(key=lambda rule: -lines[rule][max(lines[rule])][1])
+    for number, rule in enumerate(rules):
+        counts = sorted(lines[rule])
+        low, means, high = zip(*(lines[rule][count] for count in counts), strict=True)
+        ax.errorbar(
+            *(counts, means),
+            yerr=[
+                [mean - end for mean, end in zip(means, low, strict=True)],
+                [end - mean for mean, end in zip(means, high, strict=True)],
+            ],
+            color=colormaps["tab20"](number % 20),
+            marker="osD^v"[number % 5],
+            markersize=9 - 5 * number / max(len(rules) - 1, 1),
+            capsize=3,
+            linewidth=1.2,
+            label=rule,
+        )
     for x in found:
         if x.rule in _REFERENCES:
             style = {"none": ":", "all": "--"}[x.rule]
@@ -113,9 +121,26 @@ def _draw_retrieval(path: Path, found: Sequence[Summary]) -> None:
             ax.axhline(_value(x.retrieval), color="black", linestyle=style, label=label)
     ax.set(xlabel="exact layers", ylabel="retrieval, judge half", ylim=(-0.02, 1.02))
     ax.grid(visible=True, alpha=0.2)
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.suptitle(found[0].model)
     save(figure, path)
+
+
+def _by_count(found: Sequence[Summary], rule: str) -> dict[int, tuple[float, float, float]]:
+    """By number of exact layers: the lowest end of an interval, the mean, the highest end."""
+    points: dict[int, list[Summary]] = {}
+    for x in found:
+        if x.rule == rule:
+            points.setdefault(x.count, []).append(x)
+    return {
+        # Of several seeds their own intervals say less than what lies between them.
+        count: (
+            min(_value(x.retrieval) - _half(x.retrieval) for x in group),
+            _mean([_value(x.retrieval) for x in group]),
+            max(_value(x.retrieval) + _half(x.retrieval) for x in group),
+        )
+        for count, group in points.items()
+    }
 
 
 def _draw_importance(path: Path, single: Sequence[Importance]) -> None:
@@ -127,7 +152,8 @@ def _draw_importance(path: Path, single: Sequence[Importance]) -> None:
     for ax, objective in zip(axes, objectives, strict=True):
         chosen = [x for x in single if x.objective == objective]
         ax.bar([x.layer for x in chosen], [x.value for x in chosen])
-        ax.set_ylabel(f"{objective}, nats", fontsize="small")
+        unit = "" if objective == "both" else ", nats"
+        ax.set_ylabel(f"{objective}{unit}", fontsize="small")
         ax.grid(visible=True, axis="y", alpha=0.2)
     axes[-1].set_xlabel("the one exact layer")
     figure.suptitle("What one exact layer adds to the score")
@@ -139,31 +165,38 @@ def _draw_windows(path: Path, found: Sequence[Summary]) -> None:
 
     windows = sorted({cast("int", x.window) for x in found})
     chunks = sorted({cast("int", x.chunk) for x in found})
-    drawn = ["retrieval"]
+    counts = sorted({x.count for x in found})
+    drawn = {"retrieval": "Greens"}  # darker is better
     if all(x.perplexity is not None for x in found):
-        drawn.append("perplexity")
-    figure = Figure(figsize=(1 + 4 * len(drawn), 4), layout="constrained")
-    axes = figure.subplots(1, len(drawn), squeeze=False)[0]
-    for ax, metric in zip(axes, drawn, strict=True):
-        grid = [[float("nan")] * len(windows) for _ in chunks]
-        for x in found:
-            row, column = chunks.index(cast("int", x.chunk)), windows.index(cast("int", x.window))
-            grid[row][column] = value = _value(getattr(x, metric))
-            ax.text(column, row, f"{value:.2f}", ha="center", va="center", color="red")
-        ax.imshow(grid, aspect="auto", cmap="Greys")
-        ax.set_xticks(range(len(windows)), [str(x) for x in windows])
-        ax.set_yticks(range(len(chunks)), [str(x) for x in chunks])
-        ax.set(xlabel="window, tokens", ylabel="chunk, tokens", title=metric)
-    figure.suptitle(f"{found[0].name}, {found[0].count} exact layers")
+        drawn["perplexity"] = "Greens_r"
+    size = (1 + 4 * len(drawn), 1 + 2.5 * len(counts))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(counts), len(drawn), squeeze=False)
+    for count, axes in zip(counts, grid, strict=True):
+        for ax, (metric, colours) in zip(axes, drawn.items(), strict=True):
+            values = [[float("nan")] * len(windows) for _ in chunks]
+            for x in found:
+                if x.count == count:
+                    row = chunks.index(cast("int", x.chunk))
+                    column = windows.index(cast("int", x.window))
+                    values[row][column] = value = _value(getattr(x, metric))
+                    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7}
+                    ax.text(column, row, f"{value:.2f}", ha="center", va="center", bbox=box)
+            ax.imshow(values, aspect="auto", cmap=colours)
+            ax.set_xticks(range(len(windows)), [str(x) for x in windows])
+            ax.set_yticks(range(len(chunks)), [str(x) for x in chunks])
+            title = f"{metric}, {count} exact layers"
+            ax.set(xlabel="window, tokens", ylabel="chunk, tokens", title=title)
+    figure.suptitle(f"{found[0].model}, {found[0].name}")
     save(figure, path)
 
 
 def _map_of(found: Sequence[Summary]) -> list[Summary]:
-    """One placement for each pair of sizes: of the rule and count that have most of them."""
-    groups: dict[tuple[str, int, int | None], list[Summary]] = {}
+    """The placements of the rule that has most pairs of sizes and numbers of layers."""
+    groups: dict[tuple[str, int | None], list[Summary]] = {}
     for x in found:
         if x.rule not in _REFERENCES:
-            groups.setdefault((x.rule, x.count, x.seed), []).append(x)
+            groups.setdefault((x.rule, x.seed), []).append(x)
     return max(groups.values(), key=len, default=[])
 
 

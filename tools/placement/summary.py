@@ -10,6 +10,7 @@ from typing import cast
 
 from tools.evaluation.recall import RECALL
 from tools.evaluation.record import cell_text
+from tools.text_files import read_lines
 
 log = logging.getLogger("zoo")
 
@@ -76,9 +77,14 @@ _Case = Mapping[str, object]
 
 
 def placement_rows(path: Path, model: str) -> list[_Row]:
-    """The rows of a model's placements in a file of results; a row that a kill has cut is none."""
+    """The rows of a model's placements in a file of results; a row that a kill has cut is none.
+
+    Args:
+        path: .xz, .gz and .zst files are decompressed.
+        model: its name.
+    """
     found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in read_lines(path).splitlines():
         try:
             row = json.loads(line)
             if row["bench"] == "placement" and row["case"]["model"] == model:
