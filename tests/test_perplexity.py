@@ -171,6 +171,24 @@ def test_the_command_measures_a_file(tmp_path: Path) -> None:
     assert shown.startswith(f"perplexity {expected.all.value:.3f} ± ")
 
 
+def test_several_texts_are_measured_one_by_one(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", mixed("llama"))
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path, text in zip(paths, (LONG_TEXT, LONG_TEXT[::-1]), strict=True):
+        path.write_text(text, encoding="utf-8")
+    options = ("perplexity", folder, "--window", 32, "--windows", 2)
+    given = [x for path in paths for x in ("--text", path)]
+    both = [json.loads(line) for line in run(*options, *given, "--json").out.splitlines()]
+    alone = [json.loads(run(*options, "--text", path, "--json").out) for path in paths]
+    assert [x | {"seconds": 0} for x in both] == [x | {"seconds": 0} for x in alone]
+    assert both[0]["perplexity"] != both[1]["perplexity"]
+    shown = run(*options, *given).out
+    assert [line for line in shown.splitlines() if line in ("a.txt", "b.txt")] == [
+        "a.txt",
+        "b.txt",
+    ]
+
+
 def test_the_command_overrides_the_attention(tmp_path: Path) -> None:
     folder = save(tmp_path / "model", mixed("llama"))
     (tmp_path / "text.txt").write_text(LONG_TEXT, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`zoo perplexity`: of a text file, in windows that are scored alone."""
+"""`zoo perplexity`: of text files, in windows that are scored alone."""
 
 import sys
 import time
@@ -26,8 +26,11 @@ def perplexity(
     runtime: RuntimeOptions,
     attention: AttentionOptions,
     text: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="UTF-8 text, or JSON lines; .xz, .gz and .zst work."),
+        list[Path],
+        typer.Option(
+            metavar="FILE",
+            help="UTF-8 text, or JSON lines; .xz, .gz and .zst work. Give it again for more.",
+        ),
     ],
     name: ModelName = DEFAULT_MODEL,
     window: Annotated[
@@ -57,54 +60,53 @@ def perplexity(
     json: Json = False,
     out: Out = None,
 ) -> None:
-    """Measures the perplexity of a text.
+    """Measures the perplexity of texts, one by one.
 
-    The text is tokenised as one string without bos and cut into windows, each scored without what
+    A text is tokenised as one string without bos and cut into windows, each scored without what
     came before it. The second half counts predictions from the middle of a window on.
     """
     if piece_size is not None and cache_dtype is None:
         raise ValueError("--piece-size is of the pieces that a cache reads: give --cache-dtype")
     check_results(out)
-    content = read_text(text)
+    contents = [read_text(path) for path in text]
     model = load_model(name, source, attention, runtime)
     from tools.scoring.cached import CachedModel
     from tools.scoring.perplexity import cut_windows, measure_perplexity
 
     tokenizer = tokenizer_for_rows(name, model, window)
-    rows = cut_windows(tokenizer.encode(content, add_bos=False), window, windows)
+    texts = [cut_windows(tokenizer.encode(x, add_bos=False), window, windows) for x in contents]
     scored: Scorable = model
     cache: dict[str, object] = {}
     if cache_dtype is not None:
         piece_size = 16 if piece_size is None else piece_size
         scored = CachedModel(model, cache_dtype, piece_size)
         cache = {"cache_dtype": cache_dtype, "piece": piece_size}
-    start = time.perf_counter()
-    with progress("windows", len(rows)) as advance:
-        result = measure_perplexity(scored, rows, batch_size=batch_size, advance=advance)
-    seconds = time.perf_counter() - start
-    found = {"perplexity": result.all, "perplexity_second_half": result.second_half}
-    if json:
-        print_json(
-            model_case(name, model)
-            | {"text": text.name, "window": window, "windows": len(rows)}
-            | cache
-            | {metric: part.value for metric, part in found.items()}
-            | {f"{metric}_error": part.standard_error for metric, part in found.items()}
-            | {"tokens": result.all.tokens, "seconds": round(seconds, 3)}
-        )
-    else:
-        print(f"perplexity {_shown(result.all)}")
-        print(f"perplexity of the second half {_shown(result.second_half)}")
-        print(f"{len(rows)} windows of {window} tokens in {seconds:.1f} s")
-    if out is not None:
-        case = model_case(name, model) | {
-            "task": "perplexity",
-            "text": text.name,
-            "context": window,
-            "windows": len(rows),
-            "batch": batch_size,
-            **cache,
-        }
+    for path, rows in zip(text, texts, strict=True):
+        start = time.perf_counter()
+        with progress(f"{path.name}, windows", len(rows)) as advance:
+            result = measure_perplexity(scored, rows, batch_size=batch_size, advance=advance)
+        seconds = time.perf_counter() - start
+        found = {"perplexity": result.all, "perplexity_second_half": result.second_half}
+        own = model_case(name, model)
+        if json:
+            print_json(
+                own
+                | {"text": path.name, "window": window, "windows": len(rows)}
+                | cache
+                | {metric: part.value for metric, part in found.items()}
+                | {f"{metric}_error": part.standard_error for metric, part in found.items()}
+                | {"tokens": result.all.tokens, "seconds": round(seconds, 3)}
+            )
+        else:
+            if len(texts) > 1:
+                print(path.name)
+            print(f"perplexity {_shown(result.all)}")
+            print(f"perplexity of the second half {_shown(result.second_half)}")
+            print(f"{len(rows)} windows of {window} tokens in {seconds:.1f} s")
+        if out is None:
+            continue
+        case = own | {"task": "perplexity", "text": path.name, "context": window}
+        case |= {"windows": len(rows), "batch": batch_size} | cache
         for metric, part in found.items():
             append_result(
                 out,
