@@ -241,6 +241,13 @@ def test_what_nothing_beats_is_marked() -> None:
     assert found[0].retrieval.half == pytest.approx(0.196)
 
 
+def test_of_two_alike_the_faster_one_is_marked() -> None:
+    same = {"perplexity": 12.0, "retrieval": 0.8, "cache_bytes": 200}
+    slow = made("slow", 2, decode_tokens_per_second=90.0, **same)
+    fast = made("fast", 2, decode_tokens_per_second=100.0, **same)
+    assert [x.best for x in summaries([*slow, *fast])] == [False, True]
+
+
 def test_what_full_attention_does_not_find_does_not_count() -> None:
     def cells(rule: str, **accuracies: float) -> list[dict[str, Any]]:
         return [

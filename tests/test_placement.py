@@ -366,6 +366,23 @@ def test_the_gradient_of_gates_is_that_of_differences() -> None:
         assert gradient[layer] == pytest.approx((loss(up) - loss(down)) / 2e-5, rel=1e-4, abs=1e-8)
 
 
+def test_the_penalty_grows_over_the_steps() -> None:
+    branches = make_branches(dtype=torch.float64)
+
+    def gradient(steps: int) -> Tensor:
+        """Of the first of so many steps: Adam's moment has it."""
+        found = learn_gates(
+            branches, Perplexity(ids_of(rows=2)), budget=2, steps=steps, batch_size=2
+        )
+        step = next(found)
+        return torch.tensor(step.first, dtype=torch.float64) / 0.1  # 1 - beta
+
+    logits = torch.zeros(DEPTH, dtype=torch.float64, requires_grad=True)
+    (whole,) = torch.autograd.grad(penalty(logits.sigmoid(), 2), logits)
+    assert whole.abs().min() > 0.01
+    torch.testing.assert_close(gradient(1) - gradient(4), 0.75 * whole)
+
+
 def test_the_penalty_is_for_gates_that_are_too_many() -> None:
     gates = torch.tensor([1.0, 0.5, 0.5, 0.0])
     assert penalty(gates, 2) == penalty(gates, 3) == 0
