@@ -531,6 +531,10 @@ def refused(
     [
         ("temperature", -0.1),
         ("temperature", float("nan")),
+        ("temperature", "1"),
+        ("temperature", True),
+        ("top_p", "0.9"),
+        ("repetition_penalty", None),
         ("top_k", 0),
         ("top_k", 2.5),
         ("top_k", True),
@@ -544,8 +548,8 @@ def refused(
         ("repetition_penalty", 0.0),
     ],
 )
-def test_sampling_options_out_of_range_are_named(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"^{field} must be .*, not {value}$"):
+def test_sampling_options_out_of_range_are_named(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=rf"^{field} must be .*, not {re.escape(repr(value))}$"):
         Sampling(**{field: value})  # type: ignore[arg-type]
 
 

@@ -1,4 +1,4 @@
-"""as_int, int_at_least, shown: what callers give as numbers, checked and named in errors."""
+"""as_int, as_float, int_at_least, shown: what callers give as numbers, checked, and in errors."""
 
 import operator
 import reprlib
@@ -11,6 +11,16 @@ def as_int(value: object) -> int | None:
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except TypeError:  # floating-point and boolean arrays have an __index__ that raises it
+        return None
+
+
+def as_float(value: object) -> float | None:
+    """A plain float of a number, NumPy's too; None for anything else, strings and bools too."""
+    if isinstance(value, bool | str | bytes):
+        return None
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
         return None
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zoo.arguments import as_int
+from zoo.arguments import as_float, as_int, shown
 
 # Dividing by less overflows float32; above it, other tokens have no chance already.
 _COLD = 1e-6
@@ -37,16 +37,26 @@ class Sampling:
 
     def __post_init__(self) -> None:
         top_k, seed = as_int(self.top_k), as_int(self.seed)
+        temperature, penalty = as_float(self.temperature), as_float(self.repetition_penalty)
+        top_p, min_p = as_float(self.top_p), as_float(self.min_p)
         for name, good, what in (
-            ("temperature", self.temperature >= 0, "at least 0"),
+            ("temperature", temperature is not None and temperature >= 0, "at least 0"),
             (
                 "top_k",
                 self.top_k is None or (top_k is not None and top_k >= 1),
                 "an int of at least 1",
             ),
-            ("top_p", self.top_p is None or 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", self.min_p is None or 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            (
+                "top_p",
+                self.top_p is None or (top_p is not None and 0 < top_p <= 1),
+                "above 0 and at most 1",
+            ),
+            (
+                "min_p",
+                self.min_p is None or (min_p is not None and 0 <= min_p <= 1),
+                "between 0 and 1",
+            ),
+            ("repetition_penalty", penalty is not None and penalty > 0, "above 0"),
             (
                 "seed",
                 self.seed is None or (seed is not None and 0 <= seed < 2**63),
@@ -54,14 +64,14 @@ class Sampling:
             ),
         ):
             if not good:
-                raise ValueError(f"{name} must be {what}, not {getattr(self, name)}")
+                raise ValueError(f"{name} must be {what}, not {shown(getattr(self, name))}")
         # Plain numbers of NumPy's: what is equal is compiled once, and torch.compile takes a
         # float of NumPy's for a tensor, whose values it cannot branch on.
-        object.__setattr__(self, "top_k", top_k)
-        object.__setattr__(self, "seed", seed)
-        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
-            value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else float(value))
+        for name, value in (
+            *(("top_k", top_k), ("seed", seed), ("temperature", temperature)),
+            *(("top_p", top_p), ("min_p", min_p), ("repetition_penalty", penalty)),
+        ):
+            object.__setattr__(self, name, value)
 
     @property
     def greedy(self) -> bool:
