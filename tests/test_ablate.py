@@ -305,6 +305,8 @@ def test_rules_that_draw_have_a_point_for_each_seed() -> None:
         (("[search]", "[search]\nseeds = []"), "search.seeds must not be empty"),
         (("contexts = [512]\nn = 1\nwindow", "contexts = []\nn = 1\nwindow"), "search.contexts"),
         (("chunk_sizes = [4]", "chunk_sizes = [0]"), "must be at least 1, not 0"),
+        # At the last size, and before anything is measured.
+        (("window_sizes = [16, 8]", "window_sizes = [16, 64]"), "search.window of 128 would"),
         (("tasks =", "limit = 0\ntasks ="), "judge.limit must be at least 1, not 0"),
         (("tasks =", "speed = { new = 2 }\ntasks ="), "judge.speed.new must be at least 4, not 2"),
         (
