@@ -128,6 +128,7 @@ def test_decoding_is_timed_once_for_as_many_exact_layers(folder: Path, tmp_path:
     rows = rows_of(recipe.with_suffix(".results.jsonl"))
     timed = [x for x in rows if x["metric"] == "decode_tokens_per_second"]
     once = {json.dumps(x["case"]["layers"]): x["value"] for x in timed if "rule" not in x["case"]}
+    assert all(x["case"]["impl"] == x["impl"] for x in timed if "rule" not in x["case"])
     mixes = [{"eva_attention": DEPTH - n, "full_attention": n} for n in range(DEPTH + 1)]
     assert set(once) == {json.dumps({k: n for k, n in mix.items() if n}) for mix in mixes}
     by_count = {x["case"]["count"]: x["value"] for x in timed if "rule" in x["case"]}
