@@ -37,7 +37,7 @@ def passkey(
         float, typer.Option(help="Of the number in the hay: 0 is its beginning, 1 its end.")
     ] = DEFAULT_DEPTHS[0],
     max_depth: Annotated[
-        float, typer.Option(help="The default keeps out of the sinks and of a window of 256.")
+        float, typer.Option(help="The default fits 2,048 tokens and a window of 256.")
     ] = DEFAULT_DEPTHS[1],
     wording: Annotated[
         list[str] | None,
