@@ -1,6 +1,7 @@
 """`zoo ablate`: points, rows and samples of a sweep, going on after a kill, table and plots."""
 
 import json
+import lzma
 import math
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.tiny import SHORT_WINDOW, hf_config
 from tools.evaluation.outcome import Outcome
 from tools.placement.ablation import Point, points
 from tools.placement.judge import retrieval_score
+from tools.placement.report import write_sweep_plots
 from tools.placement.summary import placement_rows, summaries
 
 pytestmark = pytest.mark.usefixtures("short_prose")
@@ -126,6 +128,7 @@ def test_decoding_is_timed_once_for_as_many_exact_layers(folder: Path, tmp_path:
     rows = rows_of(recipe.with_suffix(".results.jsonl"))
     timed = [x for x in rows if x["metric"] == "decode_tokens_per_second"]
     once = {json.dumps(x["case"]["layers"]): x["value"] for x in timed if "rule" not in x["case"]}
+    assert all(x["case"]["impl"] == x["impl"] for x in timed if "rule" not in x["case"])
     mixes = [{"eva_attention": DEPTH - n, "full_attention": n} for n in range(DEPTH + 1)]
     assert set(once) == {json.dumps({k: n for k, n in mix.items() if n}) for mix in mixes}
     by_count = {x["case"]["count"]: x["value"] for x in timed if "rule" in x["case"]}
@@ -212,8 +215,12 @@ def test_the_table_and_the_plots_are_made_of_the_rows(done: Path, tmp_path: Path
     }
     bars = rows_of(tmp_path / "plots" / "importance.jsonl")
     assert [(x["objective"], x["layer"]) for x in bars] == [("kl", i) for i in range(DEPTH)]
-    kinds = [json.loads(x) for x in ablate(done, "--report-only", "--json").out.splitlines()]
-    assert len(kinds) == 1 + 2 * POINTS
+    packed = tmp_path / "rows.jsonl.xz"
+    packed.write_bytes(lzma.compress(done.with_suffix(".results.jsonl").read_bytes()))
+    for out in ((), ("--out", packed)):
+        kinds = ablate(done, "--report-only", "--json", *out).out.splitlines()
+        assert len(kinds) == 1 + 2 * POINTS
+    assert_mistake(run("ablate", done, "--out", packed), "holds no rows of results to add to")
 
 
 def made(rule: str, count: int, **metrics: float) -> list[dict[str, Any]]:
@@ -224,6 +231,20 @@ def made(rule: str, count: int, **metrics: float) -> list[dict[str, Any]]:
          "device": "d"}
         for metric, value in metrics.items()
     ]  # fmt: skip
+
+
+def test_a_picture_over_sizes_leaves_out_what_has_none(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    rows = []
+    for window in (16, 32):
+        for count in (1, 3):  # all 3 are exact: nothing has a window
+            for row in made("first", count, retrieval=0.5, perplexity=9.0):
+                eva = {"eva": {"window_size": window, "chunk_size": 4}} if count < 3 else {}
+                rows.append(row | {"case": row["case"] | eva})
+    names = {path.name for path in write_sweep_plots(tmp_path, rows)}
+    assert names == {"retrieval.png", "windows.png"}
+    assert [x["count"] for x in rows_of(tmp_path / "windows.jsonl")] == [1, 1]
+    assert {x["count"] for x in rows_of(tmp_path / "retrieval.jsonl")} == {1, 3}
 
 
 def test_what_nothing_beats_is_marked() -> None:
@@ -312,6 +333,8 @@ def test_rules_that_draw_have_a_point_for_each_seed() -> None:
         (("[search]", "[search]\nseeds = []"), "search.seeds must not be empty"),
         (("contexts = [512]\nn = 1\nwindow", "contexts = []\nn = 1\nwindow"), "search.contexts"),
         (("chunk_sizes = [4]", "chunk_sizes = [0]"), "must be at least 1, not 0"),
+        # At the last size, and before anything is measured.
+        (("window_sizes = [16, 8]", "window_sizes = [16, 64]"), "search.window of 128 would"),
         (("tasks =", "limit = 0\ntasks ="), "judge.limit must be at least 1, not 0"),
         (("tasks =", "speed = { new = 2 }\ntasks ="), "judge.speed.new must be at least 4, not 2"),
         (
@@ -369,8 +392,16 @@ def test_paths_are_relative_to_the_recipe(folder: Path, tmp_path: Path) -> None:
 def test_a_cut_row_is_left_out_of_a_report(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     rows = [json.dumps(x) for x in made("a", 1, perplexity=1.0)]
-    path.write_text(rows[0][:20] + "\n" + rows[0] + "\n")
+    half = rows[0].replace('"count": 1, ', "")
+    path.write_text("\n".join((rows[0][:20], half, "", rows[0])) + "\n")
     assert len(placement_rows(path, "m")) == 1
+
+
+def test_a_report_says_which_model_a_file_says_nothing_about(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(made("a", 1, perplexity=1.0)[0]))
+    with pytest.raises(ValueError, match=r"rows.jsonl has no row of a placement of n;"):
+        placement_rows(path, "n")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "ablations").glob("*.toml")))

@@ -196,5 +196,7 @@ def test_the_command_reports_each_wording(tmp_path: Path) -> None:
     expected = measure_passkey(zoo.load(folder), draw(WORDINGS["passkey"], 2))
     assert rows[1]["accuracy"] == expected.accuracy
     assert rows[1]["log_likelihood"] == pytest.approx(expected.log_likelihood, rel=1e-5)
-    shown = run(*arguments, "--wording", "passkey", "--batch-size", 2).out
-    assert shown.startswith(f"passkey: accuracy {expected.accuracy:.3f} ± ")
+    shown = run(*arguments, "--wording", "passkey", "--batch-size", 2)
+    assert shown.out.startswith(f"passkey: accuracy {expected.accuracy:.3f} ± ")
+    assert "inside its window" not in shown.err
+    assert "inside its window" in run(*arguments, "--max-depth", 0.99).err

@@ -2,18 +2,21 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+import torch
 
 import zoo
+from flasheva import EvaConfig
+from flasheva.visibility import Positions, visible
 from recipes import read_recipe
 from recipes.placement import SEARCHED
 from tests.command_line import Run, assert_mistake, run, save
 from tests.harness_inputs import write_data
 from tests.tiny import SHORT_WINDOW, hf_config
 from tools.evaluation.recall.fillers import Filler
-from tools.placement.settings import SearchSettings
+from tools.placement.settings import SearchSettings, check_length
 
 pytestmark = pytest.mark.usefixtures("short_prose")
 CONTEXT = 512
@@ -209,6 +212,8 @@ def test_a_recipe_can_be_searched_anew(folder: Path, tmp_path: Path) -> None:
         (("--windows", 0), "windows must be at least 1, not 0"),
         (("--window-size", CONTEXT), f"fit into the window of {CONTEXT}: every placement is"),
         (("--rule", "restore_kl", "--window", 16), "--window 32 would tell them apart"),
+        # 16 of the window, 15 more until a chunk is complete, 16 sinks, and the last target.
+        (("--rule", "restore_kl", "--window", 48), "fit into the window of 16 and the sinks"),
         (("--rule", "uniform", "--budget", 5), "cannot place 5 exact layers"),
     ],
     ids=lambda x: " ".join(map(str, x)) if isinstance(x, tuple) else "",
@@ -219,6 +224,22 @@ def test_a_mistake_is_one_line(
     given = ("--budget", 1, "--out", tmp_path / "mine.toml", *SMALL, *arguments)
     assert_mistake(run("place", folder, *given), message)
     assert list(tmp_path.glob("*.toml")) == []
+
+
+@pytest.mark.parametrize("window", ["sliding", "block"])
+@pytest.mark.parametrize("sinks", [0, 4, 8])
+def test_a_text_is_refused_where_all_of_it_is_seen_exactly(
+    window: Literal["sliding", "block"], sinks: int
+) -> None:
+    eva = EvaConfig(window_size=16, chunk_size=4, window=window, sink_size=sinks)
+    for tokens in range(2, 48):
+        queries = tokens - 1  # the last token is only a target
+        seen = visible(eva, Positions(), queries, queries, 0, torch.device("cpu"))[0]
+        if seen.equal(torch.ones(queries, queries).tril().bool()):
+            with pytest.raises(ValueError, match="every placement is the same model there"):
+                check_length(eva, "kl", [512], tokens)
+        else:
+            check_length(eva, "kl", [512], tokens)
 
 
 def test_there_is_no_part_of_a_gap_that_is_none(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`zoo passkey`: does a model find a number that is hidden in a long text?"""
 
+import logging
 import sys
 import time
 from pathlib import Path
@@ -15,6 +16,8 @@ from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_o
 from tools.results import append_result, check_results
 from tools.scoring.passkey_prompts import DEFAULT_DEPTHS, WORDINGS, PasskeyPrompts
 from tools.text_files import read_text
+
+log = logging.getLogger("zoo")
 
 _WORDS = ", ".join(WORDINGS)
 
@@ -34,7 +37,7 @@ def passkey(
         float, typer.Option(help="Of the number in the hay: 0 is its beginning, 1 its end.")
     ] = DEFAULT_DEPTHS[0],
     max_depth: Annotated[
-        float, typer.Option(help="The default keeps out of the sinks and of a window of 256.")
+        float, typer.Option(help="The default fits 2,048 tokens and a window of 256.")
     ] = DEFAULT_DEPTHS[1],
     wording: Annotated[
         list[str] | None,
@@ -68,6 +71,14 @@ def passkey(
     from tools.scoring.passkey import measure_passkey
 
     prompts = PasskeyPrompts(tokenizer_for_rows(name, model, length), text, length)
+    window = model.config.eva.window_size
+    windowed = {"eva_attention", "window_attention"} & set(model.config.layer_types)
+    if windowed and (1 - max_depth) * length < window:
+        log.warning(
+            "%s: numbers in the last %d of %d tokens are inside its window; a greater --length or "
+            "a smaller --max-depth keeps out of it",
+            *(name, window, length),
+        )
     depths = (min_depth, max_depth)
     drawn = {chosen: prompts.draw(WORDINGS[chosen], n, seed, depths) for chosen in wordings}
     for chosen, rows in drawn.items():

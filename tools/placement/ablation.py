@@ -19,7 +19,7 @@ from tools.placement.candidates import Candidates
 from tools.placement.judge import Judge
 from tools.placement.result_rows import ResultRows
 from tools.placement.searcher import Progress, Searcher
-from tools.placement.settings import SearchSettings
+from tools.placement.settings import SearchSettings, check_length
 from tools.placement.target import branches_of, search_case, text_filler
 from zoo.config import ModelConfig
 from zoo.description import describe
@@ -67,9 +67,12 @@ def check_ablation(ablation: Ablation) -> ModelConfig:
         raise ValueError(
             f"a count of {max(ablation.counts)} exceeds the {most} layers of {ablation.model}"
         )
-    for window, chunk in ablation.sizes:
-        _eva(ablation, window, chunk)
     judge, search = ablation.judge, ablation.search
+    for window, chunk in ablation.sizes:
+        eva = _eva(ablation, window, chunk)
+        for objective in _objectives(ablation.rules):
+            options = ("search.contexts of", "search.window of")
+            check_length(eva, objective, search.contexts, search.window, options=options)
     files = [*judge.texts, *search.texts, search.text, judge.perplexity_text]
     for path in files:
         if path is not None and not path.is_file():
@@ -213,6 +216,14 @@ def search_settings(ablation: Ablation) -> SearchSettings:
         "seed": table.seeds[0],
     }
     return SearchSettings(**same)
+
+
+def _objectives(rules: Sequence[str]) -> Iterator[str]:
+    """What these rules score placements by, as `Searcher.scored` calls it."""
+    for rule in rules:
+        if rule in SEARCHED:
+            objective = rule.partition("_")[2] or "recall"
+            yield from ("retrieval", "perplexity") if objective == "both" else (objective,)
 
 
 def _eva(ablation: Ablation, window: int, chunk: int) -> EvaConfig:

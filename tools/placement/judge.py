@@ -220,7 +220,7 @@ class Judge:
 
         metric, unit = "decode_tokens_per_second", "tokens/s"
         sizes = {"batch": speed.batch_size, "prompt": speed.prompt, "new": speed.new}
-        of_mix = model_case(self._name, model) | sizes
+        of_mix = model_case(self._name, model) | sizes | {"impl": impl}
         of_mix["layers"] = dict(sorted(Counter(model.config.layer_types).items()))
         value = self._rows.value(of_mix, metric)
         if value is None:

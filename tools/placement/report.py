@@ -8,6 +8,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -69,7 +70,7 @@ def write_sweep_plots(folder: Path, rows: Iterable[_Row]) -> list[Path]:
     written = []
     sizes = dict.fromkeys((x.window, x.chunk) for x in found if x.window is not None)
     first = next(iter(sizes), None)
-    line = [x for x in found if (x.window, x.chunk) == first or x.rule == "all"]
+    line = [x for x in found if x.window is None or (x.window, x.chunk) == first]
     if any(x.rule not in _REFERENCES for x in line):
         written.append(folder / "retrieval.png")
         _draw_retrieval(written[-1], line)
@@ -77,7 +78,7 @@ def write_sweep_plots(folder: Path, rows: Iterable[_Row]) -> list[Path]:
     single = _importance(kept)
     if single:
         written.append(folder / "importance.png")
-        _draw_importance(written[-1], single)
+        _draw_importance(written[-1], summaries(kept)[0].model, single)
         _write_points(written[-1], single)
     chosen = _map_of(found)
     if len(sizes) > 1 and chosen:
@@ -95,23 +96,25 @@ def _draw_retrieval(path: Path, found: Sequence[Summary]) -> None:
     ax = figure.subplots()
     lines = {rule: _by_count(found, rule) for rule in dict.fromkeys(x.rule for x in found)}
     rules = [rule for rule in lines if rule not in _REFERENCES]
-    # As the lines end, from top to bottom; where several rules find the same layers, markers of
-    # different sizes show that there is more than one.
+    # As the lines end, from top to bottom; beside each other, for rules that find the same layers.
     rules.sort(key=lambda rule: -lines[rule][max(lines[rule])][1])
+    every = sorted({count for rule in rules for count in lines[rule]})
+    apart = 0.6 * min((b - a for a, b in pairwise(every)), default=1) / len(rules)
     for number, rule in enumerate(rules):
         counts = sorted(lines[rule])
         low, means, high = zip(*(lines[rule][count] for count in counts), strict=True)
+        beside = apart * (number - (len(rules) - 1) / 2)
         ax.errorbar(
-            *(counts, means),
+            *([count + beside for count in counts], means),
             yerr=[
                 [mean - end for mean, end in zip(means, low, strict=True)],
                 [end - mean for mean, end in zip(means, high, strict=True)],
             ],
             color=colormaps["tab20"](number % 20),
             marker="osD^v"[number % 5],
-            markersize=9 - 5 * number / max(len(rules) - 1, 1),
-            capsize=3,
-            linewidth=1.2,
+            markersize=4,
+            capsize=2,
+            linewidth=1,
             label=rule,
         )
     for x in found:
@@ -120,9 +123,11 @@ def _draw_retrieval(path: Path, found: Sequence[Summary]) -> None:
             label = {"none": "no exact layer", "all": "full attention"}[x.rule]
             ax.axhline(_value(x.retrieval), color="black", linestyle=style, label=label)
     ax.set(xlabel="exact layers", ylabel="retrieval, judge half", ylim=(-0.02, 1.02))
-    ax.grid(visible=True, alpha=0.2)
+    ax.set_xticks(every)
+    ax.grid(visible=True, axis="y", alpha=0.2)
     ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
-    figure.suptitle(found[0].model)
+    sizes = (f", window {x.window}, chunks of {x.chunk}" for x in found if x.window is not None)
+    figure.suptitle(found[0].model + next(sizes, ""))
     save(figure, path)
 
 
@@ -143,7 +148,7 @@ def _by_count(found: Sequence[Summary], rule: str) -> dict[int, tuple[float, flo
     }
 
 
-def _draw_importance(path: Path, single: Sequence[Importance]) -> None:
+def _draw_importance(path: Path, model: str, single: Sequence[Importance]) -> None:
     from matplotlib.figure import Figure
 
     objectives = list(dict.fromkeys(x.objective for x in single))
@@ -156,7 +161,7 @@ def _draw_importance(path: Path, single: Sequence[Importance]) -> None:
         ax.set_ylabel(f"{objective}{unit}", fontsize="small")
         ax.grid(visible=True, axis="y", alpha=0.2)
     axes[-1].set_xlabel("the one exact layer")
-    figure.suptitle("What one exact layer adds to the score")
+    figure.suptitle(f"{model}: what one exact layer adds to the score")
     save(figure, path)
 
 
@@ -166,7 +171,7 @@ def _draw_windows(path: Path, found: Sequence[Summary]) -> None:
     windows = sorted({cast("int", x.window) for x in found})
     chunks = sorted({cast("int", x.chunk) for x in found})
     counts = sorted({x.count for x in found})
-    drawn = {"retrieval": "Greens"}  # darker is better
+    drawn = {"retrieval": "Greens"}
     if all(x.perplexity is not None for x in found):
         drawn["perplexity"] = "Greens_r"
     size = (1 + 4 * len(drawn), 1 + 2.5 * len(counts))
@@ -185,17 +190,20 @@ def _draw_windows(path: Path, found: Sequence[Summary]) -> None:
             ax.imshow(values, aspect="auto", cmap=colours)
             ax.set_xticks(range(len(windows)), [str(x) for x in windows])
             ax.set_yticks(range(len(chunks)), [str(x) for x in chunks])
-            title = f"{metric}, {count} exact layers"
+            title = f"{metric}, exact layers: {count}"
             ax.set(xlabel="window, tokens", ylabel="chunk, tokens", title=title)
-    figure.suptitle(f"{found[0].model}, {found[0].name}")
+    figure.suptitle(f"{found[0].model}, {found[0].name} (darker is better)")
     save(figure, path)
 
 
 def _map_of(found: Sequence[Summary]) -> list[Summary]:
-    """The placements of the rule that has most pairs of sizes and numbers of layers."""
+    """The placements of the rule that has most pairs of sizes and numbers of layers.
+
+    Where all layers are exact there are no sizes.
+    """
     groups: dict[tuple[str, int | None], list[Summary]] = {}
     for x in found:
-        if x.rule not in _REFERENCES:
+        if x.rule not in _REFERENCES and x.window is not None:
             groups.setdefault((x.rule, x.seed), []).append(x)
     return max(groups.values(), key=len, default=[])
 

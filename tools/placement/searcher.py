@@ -27,6 +27,7 @@ from tools.placement.settings import (
     RECALL_TASKS,
     RETRIEVAL_TASKS,
     SearchSettings,
+    check_length,
 )
 
 # Rows of a block when nobody says: those of a batch under so many placements.
@@ -200,18 +201,10 @@ class Searcher:
 
     def _objective(self, name: str) -> Objective:
         settings, tokenizer = self._settings, self._tokenizer
+        eva = self._branches.model.config.eva
+        check_length(eva, name, settings.contexts, settings.window)
         if name in ("retrieval", "recall"):
-            self._check_length(name, "--context", max(settings.contexts))
             tasks = RETRIEVAL_TASKS if name == "retrieval" else RECALL_TASKS
             return Retrieval(settings.samples(tokenizer, tasks), name=name)
-        self._check_length(name, "--window", settings.window)
         windows = settings.cut_text(tokenizer)
         return Divergence(windows) if name == "kl" else Perplexity(windows)
-
-    def _check_length(self, name: str, option: str, tokens: int) -> None:
-        window = self._branches.model.config.eva.window_size
-        if tokens <= window:
-            raise ValueError(
-                f"{name} is read in {tokens} tokens, which fit into the window of {window}: every "
-                f"placement is the same model there; {option} {2 * window} would tell them apart"
-            )

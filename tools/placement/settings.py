@@ -1,12 +1,14 @@
 """SearchSettings: what a search reads. Only wordings and fillers of the search half are."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from flasheva import EvaConfig
+from flasheva.visibility import window_start
 from tools.evaluation.recall import RECALL
 from tools.evaluation.recall.fillers import Filler, prose_fillers, repeated_fillers
 from tools.evaluation.recall.request import Request
@@ -126,3 +128,34 @@ class SearchSettings:
         if rule == "halo":
             names = ", ".join(COMMONSENSE_TASKS)
             yield f"common sense: {names}, {self.limit} items each behind {self.far} words"
+
+
+def check_length(
+    eva: EvaConfig,
+    objective: str,
+    contexts: Sequence[int],
+    window: int,
+    *,
+    options: tuple[str, str] = ("--context", "--window"),
+) -> None:
+    """Refuses texts in which every placement is the same model.
+
+    Args:
+        eva: of the layers that are not exact.
+        objective: "retrieval" and "recall" read `contexts`, the others `window`.
+        contexts, window: see `SearchSettings`.
+        options: how the user writes these two.
+
+    Raises:
+        ValueError: no token is further back than window and sinks reach.
+    """
+    of_prompts = objective in ("retrieval", "recall")
+    tokens, option = (max(contexts), options[0]) if of_prompts else (window, options[1])
+    # The last token is only a target: no query stands there.
+    if int(window_start(eva, torch.tensor(tokens - 2))) <= eva.sink_size:
+        raise ValueError(
+            f"{objective} is read in {tokens} tokens, which fit into the window of "
+            f"{eva.window_size}{' and the sinks' if tokens > eva.window_size else ''}: every "
+            f"placement is the same model there; {option} {2 * eva.window_size} would tell them "
+            "apart"
+        )

@@ -82,16 +82,39 @@ def placement_rows(path: Path, model: str) -> list[_Row]:
     Args:
         path: .xz, .gz and .zst files are decompressed.
         model: its name.
+
+    Raises:
+        ValueError: a damaged file, or one without such rows.
     """
-    found = []
+    found, left_out = [], 0
     for line in read_lines(path).splitlines():
         try:
             row = json.loads(line)
             if row["bench"] == "placement" and row["case"]["model"] == model:
+                _check(row)
                 found.append(row)
-        except (ValueError, KeyError, TypeError):
-            log.warning("%s: a line is cut short and was left out", path)
+        except (ValueError, KeyError, TypeError, RecursionError):
+            left_out += bool(line.strip())
+    if left_out:
+        log.warning("%s: lines that are no rows, cut short perhaps, left out: %d", path, left_out)
+    if not found:
+        raise ValueError(
+            f"{path} has no row of a placement of {model}; zoo ablate without --report-only "
+            "makes them"
+        )
     return found
+
+
+def _check(row: _Row) -> None:
+    """Raises KeyError or ValueError unless the fields that are read are there."""
+    case = cast("_Case", row["case"])
+    if not isinstance(row["value"], int | float):
+        raise ValueError("no number")
+    for field in ("metric", "spread", "device"):
+        row[field]
+    if "rule" in case:
+        for field in ("count", "layers"):
+            case[field]
 
 
 def summaries(rows: Iterable[_Row]) -> list[Summary]:
