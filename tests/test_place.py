@@ -242,6 +242,13 @@ def test_a_text_is_refused_where_all_of_it_is_seen_exactly(
             check_length(eva, "kl", [512], tokens)
 
 
+def test_a_context_among_others_that_is_seen_exactly_is_named(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    check_length(EvaConfig(window_size=1024), "retrieval", [1024, 2048], 64)
+    assert caplog.messages == ["--context 1024 fits into the window and tells no placement apart"]
+
+
 def test_there_is_no_part_of_a_gap_that_is_none(tmp_path: Path) -> None:
     folder = save_full(tmp_path / "full", seed=2)
     options = ("--rule", "greedy_both", "--budget", 1, "--out", tmp_path / "mine.toml", *SMALL)

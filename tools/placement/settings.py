@@ -1,5 +1,6 @@
 """SearchSettings: what a search reads. Only wordings and fillers of the search half are."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from tools.text_files import contents
 
 if TYPE_CHECKING:
     from zoo import Tokenizer
+
+log = logging.getLogger("zoo")
 
 RETRIEVAL_TASKS = ("passkey", "needle")  # which have wordings of a search half
 RECALL_TASKS = ("mqar", "phonebook", "kv")
@@ -138,7 +141,7 @@ def check_length(
     *,
     options: tuple[str, str] = ("--context", "--window"),
 ) -> None:
-    """Refuses texts in which every placement is the same model.
+    """Refuses texts in which every placement is the same model, and warns of those among others.
 
     Args:
         eva: of the layers that are not exact.
@@ -150,12 +153,20 @@ def check_length(
         ValueError: no token is further back than window and sinks reach.
     """
     of_prompts = objective in ("retrieval", "recall")
-    tokens, option = (max(contexts), options[0]) if of_prompts else (window, options[1])
+    sizes, option = (contexts, options[0]) if of_prompts else ([window], options[1])
     # The last token is only a target: no query stands there.
-    if int(window_start(eva, torch.tensor(tokens - 2))) <= eva.sink_size:
-        raise ValueError(
-            f"{objective} is read in {tokens} tokens, which fit into the window of "
-            f"{eva.window_size}{' and the sinks' if tokens > eva.window_size else ''}: every "
-            f"placement is the same model there; {option} {2 * eva.window_size} would tell them "
-            "apart"
-        )
+    inside = [
+        tokens
+        for tokens in sizes
+        if int(window_start(eva, torch.tensor(tokens - 2))) <= eva.sink_size
+    ]
+    if len(inside) < len(sizes):
+        for tokens in inside:
+            log.warning("%s %d fits into the window and tells no placement apart", option, tokens)
+        return
+    tokens = max(sizes)
+    raise ValueError(
+        f"{objective} is read in {tokens} tokens, which fit into the window of "
+        f"{eva.window_size}{' and the sinks' if tokens > eva.window_size else ''}: every "
+        f"placement is the same model there; {option} {2 * eva.window_size} would tell them apart"
+    )
