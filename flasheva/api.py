@@ -125,7 +125,7 @@ def eva_attention_with_cache(
     needs_grad = _needs_grad(q, k, v, bias, *_parameters(maps))
     chosen = resolve_impl(q, config, impl, needs_grad=needs_grad, cached=True)
     if chosen == "triton":
-        from flasheva.triton.ops import triton_decode, triton_piece
+        from flasheva.triton.cache_ops import triton_decode, triton_piece
 
         new = (config, q, k, v, maps, bias, length, count)
         sinks, ring = (cache.sink_k, cache.sink_v), (cache.window_k, cache.window_v)
@@ -180,7 +180,7 @@ def full_attention_step(
     """
     if q.shape[2] != 1 or not _has_kernel(q, k, v, impl):
         return None
-    from flasheva.triton.ops import triton_decode
+    from flasheva.triton.cache_ops import triton_decode
 
     return triton_decode(
         *(_EVERYTHING, q, k, v, None, None, length, count),
@@ -214,7 +214,7 @@ def full_attention_piece(
         return None
     if impl == "auto" and q.shape[2] < _MIN_FULL_PIECE:  # asked last: a graph depends on it
         return None
-    from flasheva.triton.ops import triton_full_piece
+    from flasheva.triton.cache_ops import triton_full_piece
 
     return triton_full_piece(q, keys, values, length)
 

@@ -17,7 +17,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 
-from flasheva.triton import call, ops
+from flasheva.triton import cache_ops, call, ops
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 MAPS = ("linear", "layernorm", "pooled", "none")
@@ -98,7 +98,7 @@ def compile_all(
     ops._attention_backward._init_fn(do, q, k, v, maps, bias, seq_start, out, *saved, *static)
     if summary_map == "linear":
         start = torch.empty(2, dtype=torch.int64, device="meta")
-        ops._full_piece._init_fn(q, k, v, start)  # in every layer that is full
+        cache_ops._full_piece._init_fn(q, k, v, start)  # in every layer that is full
     step = [x[:, :, :1] for x in (q, k, v)]
     row = torch.empty(2, dtype=torch.int64, device="meta")
     sums = torch.empty(2, 2, 1, D, device="meta")
@@ -111,8 +111,8 @@ def compile_all(
         summaries = [chunks, chunks, sums] if maps else [None] * 3
         cache = [sinks, sinks, ring, ring, *summaries]
         rule = (maps, summary_map, 256, P, S, window)
-        ops._piece._init_fn(q, k, v, row, row, bias, *cache, *rule)
-        ops._decode._init_fn(*(*step, row, row, bias, *cache, arrived, *rule))
+        cache_ops._piece._init_fn(q, k, v, row, row, bias, *cache, *rule)
+        cache_ops._decode._init_fn(*(*step, row, row, bias, *cache, arrived, *rule))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from triton.runtime import interpreter
 import zoo
 from flasheva import storage
 from flasheva.storage import storage_dtype, stored
-from flasheva.triton import ops
+from flasheva.triton import cache_ops, ops
 from layers import ModelCache
 from tests.command_line import assert_mistake, run, save
 from tests.test_cache import LENGTH, in_pieces, one_pass, random_pieces, tiny
@@ -196,7 +196,7 @@ def test_the_op_is_well_registered():
     # Not "test_schema", which multiplies what it compares; no float8 can be. tests/test_decode.py
     # has it.
     others = ("test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
-    torch.library.opcheck(ops._decode, arguments(FLOAT8), test_utils=others)
+    torch.library.opcheck(cache_ops._decode, arguments(FLOAT8), test_utils=others)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, FLOAT8])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flasheva.triton import decode, ops
+from flasheva.triton import cache_ops, decode, ops
 from tests.test_cache import tiny
 
 slow = pytest.mark.slow
@@ -119,7 +119,7 @@ def arguments(cache_dtype: torch.dtype = DTYPE) -> tuple[object, ...]:
 
 
 def test_the_op_is_well_registered():
-    torch.library.opcheck(ops._decode, arguments())
+    torch.library.opcheck(cache_ops._decode, arguments())
 
 
 @pytest.mark.parametrize(

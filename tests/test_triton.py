@@ -18,7 +18,8 @@ from flasheva import (
     full_attention_packed,
     full_attention_piece,
 )
-from flasheva.triton import call, forward, ops
+from flasheva.triton import cache_ops, call, forward, ops
+from flasheva.triton.arguments import flatten
 from flasheva.triton.tiles import Tile
 from flasheva.visibility import Positions, visible
 from tests.accuracy import (
@@ -143,7 +144,7 @@ def test_tiles_larger_than_a_small_window(big_tiles):
 
 def arguments(x: Inputs, config: EvaConfig, save: bool = True) -> tuple[object, ...]:
     """Arguments of the op."""
-    kind, tensors = ops._flatten(x.maps)
+    kind, tensors = flatten(x.maps)
     sizes = (config.window_size, config.chunk_size, config.sink_size, config.window)
     return (x.q, x.k, x.v, tensors, x.bias, x.seq_start, None, *sizes, kind, save)
 
@@ -165,7 +166,7 @@ def test_the_op_onto_a_cache_is_well_registered(big_tiles):
     device = "cpu" if ops.INTERPRETED else "cuda"
     q, k = torch.randn(2, 4, 5, 16, device=device), torch.randn(2, 2, 85, 16, device=device)
     start = torch.tensor([70, 33], device=device)
-    torch.library.opcheck(ops._full_piece, (q, k, k.clone(), start))
+    torch.library.opcheck(cache_ops._full_piece, (q, k, k.clone(), start))
 
     def random(n: int) -> torch.Tensor:
         return torch.randn(2, 2, n, 16, device=device)
@@ -174,7 +175,7 @@ def test_the_op_onto_a_cache_is_well_registered(big_tiles):
     cache = [random(n) for n in (16, 16, 64, 64, 9, 9, 1)]
     maps = [maps[0], maps[1], maps[0].clone(), maps[1].clone()]
     args = (q, random(5), random(5), start, torch.full_like(start, 5), None, *cache)
-    torch.library.opcheck(ops._piece, (*args, maps, "linear", 48, 16, 16, "sliding"))
+    torch.library.opcheck(cache_ops._piece, (*args, maps, "linear", 48, 16, 16, "sliding"))
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ class Maps(NamedTuple):
 
     @staticmethod
     def of(kind: str, tensors: list[Tensor]) -> "Maps":
-        """Of what `ops._flatten` gives."""
+        """Of what `arguments.flatten` gives."""
         tensors = [x.contiguous() for x in tensors]
         if kind == "pooled":
             return Maps(w_q=tensors[0], w_k=tensors[1])
