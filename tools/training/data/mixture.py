@@ -26,8 +26,8 @@ class Mixture:
     def __init__(self, names: Sequence[str], weights: Mapping[str, float]) -> None:
         if set(names) != set(weights):
             raise ValueError(
-                f"weights must name the sources {', '.join(names)} (0 leaves one out), not "
-                f"{', '.join(weights) or 'none'}"
+                f"weights (--share) must name the sources {', '.join(names)} (0 leaves one out), "
+                f"not {', '.join(weights) or 'none'}"
             )
         total = sum(weights.values())
         if not 0 < total < float("inf") or min(weights.values()) < 0:
