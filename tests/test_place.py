@@ -25,12 +25,12 @@ TEXT = ("--window", 64, "--windows", 2)
 SMALL = ("--context", CONTEXT, "--n", 1, *TEXT, "--batch-size", 4, "--window-size", 16)
 
 
-def save_full(path: Path, *, seed: int) -> Path:
+def save_full(path: Path, *, seed: int, context: int = 2048) -> Path:
     """A model with full attention everywhere."""
     config = hf_config(
         "llama",
         num_hidden_layers=DEPTH,
-        max_position_embeddings=2048,
+        max_position_embeddings=context,
         eva=SHORT_WINDOW.to_dict(),
     )
     return save(path, config, seed=seed)
@@ -240,6 +240,18 @@ def test_a_text_is_refused_where_all_of_it_is_seen_exactly(
                 check_length(eva, "kl", [512], tokens)
         else:
             check_length(eva, "kl", [512], tokens)
+
+
+def test_by_default_a_search_reads_no_more_than_the_model(tmp_path: Path) -> None:
+    folder = save_full(tmp_path / "full", seed=1, context=640)
+    options = ("--budget", 1, "--n", 1, "--window-size", 320, "--out", tmp_path / "mine.toml")
+    place(folder, *options, "--rule", "restore_retrieval")
+    place(folder, *options, "--rule", "restore_kl", "--windows", 1)
+    search = read_recipe(tmp_path / "mine.toml").search
+    assert search is not None
+    assert search.searched_on[-1].endswith("1 windows of 640 tokens")
+    first = lines_of(tmp_path / "mine.candidates.jsonl")[0]
+    assert {cell.split(", ")[1] for cell in first["cells"]} == {"context 640"}
 
 
 def test_a_context_among_others_that_is_seen_exactly_is_named(

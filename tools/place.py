@@ -51,7 +51,7 @@ def place(
             "--context",
             metavar="TOKENS",
             help="Of a prompt, answer included; may be repeated.",
-            show_default="1024 and 2048",
+            show_default="1024 and 2048, as far as the model reads and its window does not",
         ),
     ] = None,
     n: Annotated[int, typer.Option("--n", help="Prompts per context, wording and filler.")] = 4,
@@ -74,7 +74,12 @@ def place(
             show_default="the first --search-text, or generated prose",
         ),
     ] = None,
-    window: Annotated[int, typer.Option(help="Tokens of a window of this text.")] = 2048,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of a window of this text.", show_default="2048, or what the model reads"
+        ),
+    ] = None,
     windows: Annotated[int, typer.Option(help="How many of them are read.")] = 8,
     data: Annotated[
         Path | None,
@@ -122,15 +127,18 @@ def place(
         _place_plainly(name, source, attention, rule, budget, seed, out, json=json)
         return
     from tools.placement.settings import SearchSettings
-    from tools.placement.target import text_filler
+    from tools.placement.target import bare_config, text_filler
 
+    config = bare_config(name, source, attention)
+    longest, exact = config.max_position_embeddings, config.eva.window_size
+    usual = [tokens for tokens in (1024, 2048) if exact < tokens <= longest]
     settings = SearchSettings(
-        contexts=tuple(sorted(set(context or (1024, 2048)))),
+        contexts=tuple(sorted(set(context or usual or [min(2 * exact, longest)]))),
         n=n,
         seed=seed,
         texts=tuple(text_filler(path) for path in search_text or ()),
         text=None if text is None else text_filler(text),
-        window=window,
+        window=min(2048, longest) if window is None else window,
         windows=windows,
         data=data,
         limit=limit,
