@@ -115,6 +115,31 @@ def test_every_point_is_judged_once(done: Path) -> None:
     }
 
 
+def test_a_rule_that_finds_no_layers_costs_the_others_nothing(tmp_path: Path) -> None:
+    # In chunks of 4 with a window of 16, what is far does not help these random weights.
+    config = hf_config(
+        "llama",
+        num_hidden_layers=DEPTH,
+        max_position_embeddings=1024,
+        eva=SHORT_WINDOW.to_dict(),
+    )
+    recipe = write(
+        tmp_path / "sweep.toml",
+        save(tmp_path / "full", config),
+        ("window_sizes = [16, 8]", "window_sizes = [16]"),
+        ('"uniform", "random", "greedy_kl"', '"greedy_both", "uniform"'),
+    )
+    done = run("ablate", recipe)
+    assert done.code == 2
+    last = done.err.splitlines()[-1]
+    assert last.startswith("error: 3 things of this sweep could not be measured, all others are")
+    assert "greedy_both 1 at 16/4: exact layers do not help" in last
+    assert "uniform" in done.out
+    found = [x["case"] for x in rows_of(recipe.with_suffix(".results.jsonl"))]
+    judged = {(x["rule"], x["count"]) for x in found if "rule" in x}
+    assert judged == {("all", DEPTH), ("none", 0), ("uniform", 1), ("uniform", 2)}
+
+
 def test_decoding_is_timed_once_for_as_many_exact_layers(folder: Path, tmp_path: Path) -> None:
     recipe = write(
         tmp_path / "speed.toml",

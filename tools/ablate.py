@@ -64,6 +64,7 @@ def ablate(
     out = recipe.with_suffix(".results.jsonl") if out is None else out
     work = recipe.with_suffix(".work") if work is None else work
     check_plots(plot)
+    refused: list[str] = []
     if report_only:
         if not out.is_file():
             raise ValueError(f"there is no file {out}; run without --report-only first")
@@ -71,8 +72,13 @@ def ablate(
         check_results(out)
         from tools.placement.ablation import run_ablation
 
-        run_ablation(ablation, source, runtime, work=work, out=out, progress=progress)
+        refused = run_ablation(ablation, source, runtime, work=work, out=out, progress=progress)
     _report(ablation.model, out, plot, json)
+    if refused:
+        raise ValueError(
+            f"{len(refused)} things of this sweep could not be measured, all others are; the "
+            f"first is {refused[0]}"
+        )
 
 
 def _report(model: str, out: Path, plot: Path | None, json: bool) -> None:

@@ -1,8 +1,9 @@
 """run_ablation: every point of a sweep, searched and judged, but those that are done."""
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast, get_args
@@ -23,6 +24,8 @@ from tools.placement.settings import SearchSettings, check_length
 from tools.placement.target import branches_of, search_case, text_filler
 from zoo.config import ModelConfig
 from zoo.description import describe
+
+log = logging.getLogger("zoo")
 
 NONE, ALL = "none", "all"
 
@@ -107,7 +110,7 @@ def run_ablation(
     work: Path,
     out: Path,
     progress: Progress,
-) -> None:
+) -> list[str]:
     """Measures every point that `out` lacks.
 
     Args:
@@ -117,10 +120,15 @@ def run_ablation(
         out: the rows of results.
         progress: makes bars.
 
+    Returns:
+        What no layers could be found for, and why, a line for each: one rule that does not fit the
+        texts or lacks a file does not cost the others their hours.
+
     Raises:
         ValueError: see `check_ablation`.
     """
     config = check_ablation(ablation)
+    refused: list[str] = []
     types = layer_types(
         (), config.num_hidden_layers, ablation.attention, sliding_layers(config.layer_types)
     )
@@ -134,7 +142,10 @@ def run_ablation(
             check_tasks(ablation.judge.tasks, settings)
             check_contexts(ablation.model, branches.model.config, settings)
         with _Sweep(ablation, branches, runtime, work, progress) as sweep:
-            placed = [(point, sweep.layers(point)) for point in points(ablation)]
+            placed = []
+            for point in points(ablation):
+                with _noting(refused, f"{point.rule} {point.count} at {window}/{chunk}"):
+                    placed.append((point, sweep.layers(point)))
             if number == 0:
                 placed.insert(0, (Point(ALL, len(branches.layers)), branches.layers))
             left = [x for x in placed if not judge.is_done(branches, x[1], x[0].case())]
@@ -142,8 +153,18 @@ def run_ablation(
             for point, layers in left:
                 judge.judge(branches, layers, point.case())
             if number == 0:
-                sweep.importance(rows)
+                sweep.importance(rows, refused)
         del branches, judge, sweep
+    return refused
+
+
+@contextmanager
+def _noting(refused: list[str], what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        refused.append(f"{what}: {error}")
+        log.warning("%s", refused[-1])
 
 
 class _Sweep(ExitStack):
@@ -173,7 +194,7 @@ class _Sweep(ExitStack):
         assert point.seed is not None
         return self._searcher(point.seed).find(point.rule, point.count).found.layers
 
-    def importance(self, rows: ResultRows) -> None:
+    def importance(self, rows: ResultRows, refused: list[str]) -> None:
         """What each layer by itself adds to the score that each searched rule goes by."""
         model, ablation = self._branches.model, self._ablation
         names = dict.fromkeys(
@@ -188,12 +209,13 @@ class _Sweep(ExitStack):
         own = model_case(ablation.model, model) | {"search": self._settings.case()}
         for name in names:
             sets: list[LayerSet] = [(), *((layer,) for layer in self._branches.layers)]
-            none, *each = self._searcher(seed).scored(name, sets)
-            for scored in each:
-                case = own | {"objective": name, "layer": scored.layers[0], "n": scored.n}
-                value = scored.score - none.score
-                unit = "" if name == "both" else "nats"
-                rows.add(case, "importance", value, impl=impl, unit=unit)
+            with _noting(refused, f"importance for {name}"):
+                none, *each = self._searcher(seed).scored(name, sets)
+                for scored in each:
+                    case = own | {"objective": name, "layer": scored.layers[0], "n": scored.n}
+                    value = scored.score - none.score
+                    unit = "" if name == "both" else "nats"
+                    rows.add(case, "importance", value, impl=impl, unit=unit)
 
     def _searcher(self, seed: int) -> Searcher:
         if seed not in self._searchers:
