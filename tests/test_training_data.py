@@ -653,6 +653,9 @@ def test_weights_choose_sources(shards: Shards) -> None:
     assert [*only.passes] == ["docs"]
     assert Mixture(["a", "b"], {"a": 9, "b": 1}).counts(1000) == [900, 100]
     assert Mixture(["a", "b"], {"a": 1e6, "b": 1}).counts(1000) == [999, 1]
+    # 307.5, three times 230.6, and 0.6, which is made 1.
+    shares = {"a": 1.0, "b": 0.75, "c": 0.75, "d": 0.75, "e": 0.002}
+    assert Mixture([*shares], shares).counts(1000) == [307, 231, 231, 230, 1]
     for weights, what in (
         ({"books": 1}, "must name the sources books, docs"),
         ({"books": 0, "docs": 0}, "not all 0"),

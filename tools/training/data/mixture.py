@@ -61,9 +61,11 @@ class Mixture:
 def _apportion(shares: np.ndarray) -> np.ndarray:
     """Whole numbers of the sum _BLOCK, at least 1 each, nearest to the shares of it."""
     exact = shares * _BLOCK
-    sizes = np.floor(exact + 1e-9).astype(int)  # 0.29 * 1000 is not quite 290
-    order = np.argsort(sizes - exact, kind="stable")  # those that lost most come first
-    sizes[order[: _BLOCK - sizes.sum()]] += 1
-    for source in np.flatnonzero(sizes == 0):
-        sizes[[source, sizes.argmax()]] += (1, -1)
+    sizes = np.maximum(np.floor(exact + 1e-9).astype(int), 1)  # 0.29 * 1000 is not quite 290
+    while missing := _BLOCK - sizes.sum():
+        lost = exact - sizes
+        if missing > 0:
+            sizes[lost.argmax()] += 1
+        else:  # what small sources got above their share comes from those that lost least
+            sizes[np.where(sizes > 1, lost, np.inf).argmin()] -= 1
     return sizes
