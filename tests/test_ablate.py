@@ -115,17 +115,13 @@ def test_every_point_is_judged_once(done: Path) -> None:
     }
 
 
-def test_a_rule_that_finds_no_layers_costs_the_others_nothing(tmp_path: Path) -> None:
-    # In chunks of 4 with a window of 16, what is far does not help these random weights.
-    config = hf_config(
-        "llama",
-        num_hidden_layers=DEPTH,
-        max_position_embeddings=1024,
-        eva=SHORT_WINDOW.to_dict(),
-    )
+def test_a_rule_that_finds_no_layers_costs_the_others_nothing(
+    folder: Path, tmp_path: Path
+) -> None:
+    # What is far does not help these random weights.
     recipe = write(
         tmp_path / "sweep.toml",
-        save(tmp_path / "full", config),
+        folder,
         ("window_sizes = [16, 8]", "window_sizes = [16]"),
         ('"uniform", "random", "greedy_kl"', '"greedy_both", "uniform"'),
     )

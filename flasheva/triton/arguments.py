@@ -14,6 +14,13 @@ def alike(*tensors: Tensor) -> list[Tensor]:
     return [x.to(dtype) for x in tensors]
 
 
+def read_maps(maps: SummaryMaps | None, k: Tensor) -> tuple[str, list[Tensor]]:
+    """The kind of map and its tensors, as `flatten`, which must fit k [B, G, T, D]."""
+    kind, tensors = flatten(maps)
+    check_maps(kind, tensors, k.shape[1], k.shape[3])
+    return kind, tensors
+
+
 def flatten(maps: SummaryMaps | None) -> tuple[str, list[Tensor]]:
     """The kind of map, and [w_q, b_q, w_k, b_k(, g_q, s_q, g_k, s_k)], [phi, mu] or []."""
     if maps is None:

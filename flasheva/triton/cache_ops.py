@@ -13,7 +13,7 @@ from torch import Tensor
 from flasheva.config import EvaConfig
 from flasheva.summary import SummaryMaps
 from flasheva.triton import decode, forward, piece
-from flasheva.triton.arguments import alike, check_maps, flatten, rows_apart, sizes
+from flasheva.triton.arguments import alike, read_maps, rows_apart, sizes
 from flasheva.triton.call import Maps, call_of, like_projection
 
 
@@ -59,8 +59,7 @@ def triton_piece(
     Returns:
         [B, H, T, D] in the dtype of q.
     """
-    kind, tensors = flatten(maps)
-    check_maps(kind, tensors, k.shape[1], k.shape[3])
+    kind, tensors = read_maps(maps, k)
     dtype, (q, k, v) = q.dtype, alike(q, k, v)
     out: Tensor = _piece(
         *(q, k, v, length, count, bias, *sinks, *ring, *(summaries or (None, None, None))),
@@ -102,8 +101,7 @@ def triton_decode(
     Returns:
         [B, H, 1, D] in the dtype of q.
     """
-    kind, tensors = flatten(maps)
-    check_maps(kind, tensors, k.shape[1], k.shape[3])
+    kind, tensors = read_maps(maps, k)
     dtype, (q, k, v) = q.dtype, alike(q, k, v)
     out: Tensor = _decode(
         *(q, k, v, length, count, bias, *(sinks or (None, None)), *ring),
@@ -126,11 +124,6 @@ def _full_piece(q: Tensor, k: Tensor, v: Tensor, q_start: Tensor) -> Tensor:
         in_place=True,
     )
     return out
-
-
-@_full_piece.register_fake
-def _(q: Tensor, *others: object) -> Tensor:
-    return like_projection(*sizes(q), q)
 
 
 @torch.library.custom_op(
@@ -167,11 +160,6 @@ def _piece(
         *(c, q, k, v, length, count, bias, (sink_k, sink_v), (window_k, window_v), summaries),
         *(kind, Maps.of(kind, maps)),
     )
-
-
-@_piece.register_fake
-def _(q: Tensor, *others: object) -> Tensor:
-    return like_projection(*sizes(q), q)
 
 
 @torch.library.custom_op(
@@ -214,6 +202,9 @@ def _decode(
     )
 
 
-@_decode.register_fake
-def _(q: Tensor, *others: object) -> Tensor:
+def _like_q(q: Tensor, *others: object) -> Tensor:
     return like_projection(*sizes(q), q)
+
+
+for _op in (_full_piece, _piece, _decode):
+    _op.register_fake(_like_q)

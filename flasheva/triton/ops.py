@@ -15,7 +15,7 @@ from torch import Tensor
 from flasheva.config import EvaConfig
 from flasheva.summary import SummaryMaps
 from flasheva.triton import backward, forward
-from flasheva.triton.arguments import alike, check_maps, flatten, int32, rows_apart, sizes
+from flasheva.triton.arguments import alike, int32, read_maps, rows_apart, sizes
 from flasheva.triton.call import Maps, call_of, like_projection, num_summaries
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -32,8 +32,7 @@ def triton_attention(
     noise: Tensor | None,
 ) -> Tensor:
     """Attention over whole rows, summaries included; arguments as `flasheva.eva_attention`."""
-    kind, tensors = flatten(maps)
-    check_maps(kind, tensors, k.shape[1], k.shape[3])
+    kind, tensors = read_maps(maps, k)
     dtype, (q, k, v) = q.dtype, alike(q, k, v)
     differentiable = [q, k, v, *tensors, *([] if bias is None else [bias])]
     save = torch.is_grad_enabled() and any(x.requires_grad for x in differentiable)

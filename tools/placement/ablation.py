@@ -73,7 +73,7 @@ def check_ablation(ablation: Ablation) -> ModelConfig:
     judge, search = ablation.judge, ablation.search
     for window, chunk in ablation.sizes:
         eva = _eva(ablation, window, chunk)
-        for objective in _objectives(ablation.rules):
+        for objective in dict.fromkeys(_objectives(ablation.rules)):
             options = ("search.contexts of", "search.window of")
             check_length(eva, objective, search.contexts, search.window, options=options)
     files = [*judge.texts, *search.texts, search.text, judge.perplexity_text]
