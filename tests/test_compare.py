@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import lzma
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -339,6 +340,9 @@ def test_files_are_read_line_by_line(tmp_path: Path) -> None:
     assert list(found) == ["full (01234567)", "full (ffffffff)"]
     assert [x.value for x in found["full (01234567)"]] == [1, 1, 1]
     assert found["full (ffffffff)"] == first
+    packed = tmp_path / "a.jsonl.xz"
+    packed.write_bytes(lzma.compress(path.read_bytes()))
+    assert read_outcomes([packed]).models == found
 
 
 @pytest.mark.parametrize(

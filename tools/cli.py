@@ -12,6 +12,7 @@ from tools.adapter import adapter
 from tools.bench import app as bench
 from tools.chat import chat
 from tools.compare import compare
+from tools.curves import curves
 from tools.entry import run
 from tools.evaluate import evaluate
 from tools.export import export
@@ -46,6 +47,7 @@ for name, command in (
     ("plant-recall", plant_recall),
     ("tokenize", tokenize),
     ("finetune", finetune),
+    ("curves", curves),
     ("export", export),
     ("adapter", adapter),
 ):

@@ -24,7 +24,9 @@ log = logging.getLogger("zoo")
 def compare(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Written by `zoo evaluate --samples`."),
+        typer.Argument(
+            metavar="FILE...", help="Written by `zoo evaluate --samples`; .xz is read, too."
+        ),
     ],
     model: Annotated[
         list[str] | None,

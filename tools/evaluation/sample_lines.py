@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import cast
 
 from tools.evaluation.outcome import Outcome
+from tools.text_files import read_blocks
 
 _BEGIN = b'{"model": '
 
@@ -39,11 +40,14 @@ class Line:
 def read_sample_lines(path: Path) -> Iterator[Line | None]:
     """The lines of a file; None for one that a kill has cut short.
 
+    Args:
+        path: .xz, .gz and .zst files are decompressed.
+
     Raises:
         OSError: the file cannot be read.
-        ValueError: a line that is no outcome.
+        ValueError: a damaged file, or a line that is no outcome.
     """
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+    for number, line in enumerate(b"".join(read_blocks(path)).split(b"\n"), start=1):
         if not line.strip():
             continue
         source = f"{path}, line {number}"
