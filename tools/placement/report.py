@@ -18,6 +18,8 @@ from tools.placement.summary import Summary, Value, summaries
 
 _Row = Mapping[str, object]
 _REFERENCES = ("none", "all")
+# So many layers each have their number below a bar; of more, numbers would touch.
+_NAMED = 12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +162,9 @@ def _draw_importance(path: Path, model: str, single: Sequence[Importance]) -> No
         unit = "" if objective == "both" else ", nats"
         ax.set_ylabel(f"{objective}{unit}", fontsize="small")
         ax.grid(visible=True, axis="y", alpha=0.2)
+    layers = sorted({x.layer for x in single})
+    if len(layers) <= _NAMED:
+        axes[-1].set_xticks(layers)
     axes[-1].set_xlabel("the one exact layer")
     figure.suptitle(f"{model}: what one exact layer adds to the score")
     save(figure, path)
