@@ -1,0 +1,66 @@
+"""Fine-tuning on two GPUs: as many tokens a second more as that is for, and the losses of one."""
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+
+import zoo
+from tests.tiny import hf_config, make_model
+from tests.training_runs import finetune, make_inputs, rows
+
+LAYERS = 16
+RECIPE = """
+base = "./base"
+[eva]
+window_size = 256
+[layers]
+exact = [0, 5, 10, 15]
+[[stages]]
+name = "distill"
+loss = "logit_kl"
+train = ["*"]
+steps = 24
+lr = 1e-4
+dtype = "bfloat16"
+batch_size = 32
+context = 1024
+"""
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_two_gpus_train_faster_with_the_losses_of_one(tmp_path: Path) -> None:
+    make_inputs(tmp_path)  # for the tokens
+    published = hf_config(
+        "llama",
+        layer_types=["full_attention"] * LAYERS,
+        num_hidden_layers=LAYERS,
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        head_dim=64,
+        max_position_embeddings=1024,
+    )
+    model = make_model(published)
+    model.tokenizer = zoo.load(tmp_path / "base").tokenizer
+    zoo.save(model, tmp_path / "base")
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    speeds, losses = [], []
+    for processes in (1, 2):
+        out = f"run{processes}"
+        options = ("--device", "cuda", "--rows", "16", "--save-every", "0")
+        done = finetune(tmp_path, out, *options, processes=processes)
+        assert done.returncode == 0, done.stderr
+        steps = rows(tmp_path, out, "distill")
+        speeds.append(statistics.median(step["tokens_per_second"] for step in steps[-10:]))
+        losses.append([step["loss"] for step in steps])
+    print(json.dumps({"tokens_per_second": speeds, "losses": [line[::8] for line in losses]}))
+    torch.testing.assert_close(
+        torch.tensor(losses[1][:4]), torch.tensor(losses[0][:4]), rtol=0.02, atol=0
+    )
+    # Half of a step's products each, and weights that travel over NVLink.
+    assert speeds[1] > 1.5 * speeds[0]
