@@ -65,4 +65,25 @@ def test_mistakes_are_one_line_and_say_what_there_is(tmp_path: Path) -> None:
     assert_mistake(run("curves", path, *plot, "--mean", 0), "mean must be at least 1, not 0")
     assert_mistake(run("curves", path, "--out", tmp_path / "a.pdf"), "a plot is a .png file")
     assert_mistake(run("curves", other, *plot), "holds no metrics of `zoo finetune`")
+    other.write_text('{"stage": "a", "step": 0, "tokens": null, "loss": 1.0}\n')
+    assert_mistake(run("curves", other, *plot), "holds no metrics of `zoo finetune`")
+    assert not (tmp_path / "loss.png").exists()
+
+
+def test_what_a_run_recorded_is_never_replaced(tmp_path: Path) -> None:
+    """The numbers beside FILE.png are FILE.jsonl, and a run's own file is metrics.jsonl."""
+    pytest.importorskip("matplotlib")
+    path = write(tmp_path / "a" / "metrics.jsonl", [2.0, 1.0])
+    packed = write(tmp_path / "hybrid.jsonl", [2.0, 1.0])
+    for out in (path.with_suffix(".png"), packed.with_suffix(".png")):
+        assert_mistake(run("curves", path, packed, "--out", out), "what a run recorded")
+    assert_mistake(run("curves", packed, "--out", path.with_suffix(".png")), "what a run recorded")
+    assert len(path.read_text().splitlines()) == len(packed.read_text().splitlines()) == 2
+
+
+def test_two_runs_of_one_name_are_not_drawn_as_one(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    files = [write(tmp_path / f / "window.metrics.jsonl", [2.0, 1.0]) for f in ("a", "b")]
+    done = run("curves", *files, "--out", tmp_path / "loss.png")
+    assert_mistake(done, "would both be called 'window' in the picture")
     assert not (tmp_path / "loss.png").exists()

@@ -19,7 +19,7 @@ class CurvePoint:
     """The mean of a metric over some steps of a run.
 
     Attributes:
-        run: its folder's name, or the file's up to the first dot.
+        run: see `run_name`.
         stage: of the recipe.
         tokens: that the stage has trained on at the last of these steps.
         value: the mean.
@@ -53,14 +53,35 @@ def curves(
 ) -> None:
     """Draws a metric of a stage against the tokens trained on; needs matplotlib."""
     from tools.benchmarks.plot import check_plot
+    from zoo.weights.atomic import write_text
 
     check_plot(out)
+    numbers = out.with_suffix(".jsonl")
+    # Also of a run that is not drawn: its own file has this name.
+    if numbers.name == "metrics.jsonl" or numbers.resolve() in [path.resolve() for path in files]:
+        raise ValueError(
+            f"the numbers beside {out} would replace {numbers}, what a run recorded; give --out "
+            "another name"
+        )
     if mean < 1:
         raise ValueError(f"mean must be at least 1, not {mean}")
+    by_run: dict[str, Path] = {}
+    for path in files:
+        other = by_run.setdefault(run_name(path), path)
+        if other is not path:
+            raise ValueError(
+                f"{other} and {path} would both be called {run_name(path)!r} in the picture; "
+                "rename one of them"
+            )
     points = [point for path in files for point in curve(path, metric, stage, mean)]
     write_curves(out, points, metric, log=log)
-    lines = (json.dumps(dataclasses.asdict(point)) + "\n" for point in points)
-    out.with_suffix(".jsonl").write_text("".join(lines))
+    write_text(numbers, "".join(json.dumps(dataclasses.asdict(point)) + "\n" for point in points))
+
+
+def run_name(path: Path) -> str:
+    """What a run is called: its folder's name, or that of a file that is not metrics.jsonl."""
+    name = path.name.partition(".")[0]
+    return path.absolute().parent.name if name == "metrics" else name
 
 
 def curve(path: Path, metric: str, stage: str | None, mean: int) -> list[CurvePoint]:
@@ -82,17 +103,16 @@ def curve(path: Path, metric: str, stage: str | None, mean: int) -> list[CurvePo
     if not of_stage:
         stages = ", ".join(dict.fromkeys(str(row["stage"]) for row in rows))
         raise ValueError(f"{path} has no stage {named!r}; its stages are {stages}")
-    found = [row for row in of_stage if isinstance(row.get(metric), int | float)]
+    found = [row for row in of_stage if _is_number(row.get(metric))]
     if not found:
         names = dict.fromkeys(name for row in of_stage for name in row if name not in _COLUMNS)
         raise ValueError(f"{path} has no {metric!r} in stage {named!r}, but {', '.join(names)}")
-    run = path.name.partition(".")[0]
     points = []
     for first in range(0, len(found), mean):
         part = found[first : first + mean]
         points.append(
             CurvePoint(
-                run=path.absolute().parent.name if run == "metrics" else run,
+                run=run_name(path),
                 stage=named,
                 tokens=int(part[-1]["tokens"]),
                 value=sum(float(row[metric]) for row in part) / len(part),
@@ -132,11 +152,20 @@ def _rows(path: Path) -> list[dict[str, float | str]]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(row, dict) and all(name in row for name in _COLUMNS):
+        if (
+            isinstance(row, dict)
+            and isinstance(row.get("stage"), str)
+            and _is_number(row.get("step"))
+            and _is_number(row.get("tokens"))
+        ):
             rows.append(row)
     if not rows:
         raise ValueError(f"{path} holds no metrics of `zoo finetune`")
     return rows
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 if __name__ == "__main__":

