@@ -4,7 +4,8 @@ A document is as long as a row of training, to the chunk: a row holds exactly on
 cut off from its fact. What is told and asked for, and in which order, is drafts.py's.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tools.corpus.prompts import Draw
@@ -126,24 +127,31 @@ class RecallWriter:
 
     def _document(self, units: list[Unit]) -> RecallDocument:
         text = text_of(units)
-        said: dict[Fact, str] = {}
-        asked: list[tuple[Fact, str, str]] = []  # what, up to where it was said, up to the answer
+        said: dict[Fact, int] = {}
+        asked: list[tuple[Fact, int, int]] = []  # what, where it was said last, where it is due
         for unit, start in zip(units, starts_of(units), strict=True):
             if unit.tells is not None:
-                said[unit.tells.fact] = text[: start + unit.tells.value_ends]
+                said[unit.tells.fact] = start + unit.tells.value_ends
             if unit.asks is not None:
                 fact, due = unit.asks.fact, start + len(unit.asks.question)
-                asked.append((fact, said[fact], text[:due]))
-                said[fact] = text[: due + 1 + len(fact.value)]
-        heads = [there for _, there, _ in asked] + [here for _, _, here in asked]
-        sizes = [len(ids) for ids in self._tokenizer.encode_batch(heads)]
-        pairs = zip(sizes, sizes[len(asked) :], strict=False)
+                asked.append((fact, said[fact], due))
+                said[fact] = due + 1 + len(fact.value)
+        tokens = self._tokens_before(text, {place for _, *places in asked for place in places})
         return RecallDocument(
             text=text,
             tokens=self._length(text),
             asked=tuple(fact for fact, _, _ in asked),
-            distances=tuple(there - here for here, there in pairs),
+            distances=tuple(tokens[due] - tokens[last] for _, last, due in asked),
         )
+
+    def _tokens_before(self, text: str, places: Iterable[int]) -> dict[int, int]:
+        """How many tokens stand before each of these ends of words, counted from wherever."""
+        edges = sorted(places)
+        # Behind a newline a part is cut up as in the midst of a text, not as at its beginning.
+        parts = ["", *(text[a:b] for a, b in itertools.pairwise((0, *edges)))]
+        found = self._tokenizer.encode_batch([f"\n{part}" for part in parts], add_bos=False)
+        newline, *sizes = map(len, found)
+        return dict(zip(edges, itertools.accumulate(n - newline for n in sizes), strict=True))
 
 
 def draw_worded(draw: Draw, count: int, split: Split) -> list[Worded]:
