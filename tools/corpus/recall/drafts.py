@@ -69,7 +69,7 @@ def draw_draft(draw: Draw, hay: Hay, room: int, split: Split) -> list[Unit]:
         split: which wordings; tests have no notes and no kinds but those of tests.
     """
     style = draw.one([s for s in STYLES if split == "train" or not s.notes])
-    scale = min(1.0, room / 1000)
+    scale = min(room / 1000, 1.0 if style.notes else 4.0)  # there are 30 people, a note for each
     facts = _facts(draw, style, max(2, round(draw.one(style.facts) * scale)), split)
     alone = style.notes or draw.below(_ALONE) == 0
     times = [_TOLD_BY * draw.below(1000) / 1000 for _ in facts]

@@ -228,10 +228,31 @@ _OWN: Mapping[str, Wording] = {
         ),
     ),
 }
+_DEED = Wording(
+    (
+        "{who} {what}s {value}.",
+        "{who} always {what}s {value}.",
+        "{who} says: I {what} {value}.",
+        "As for {who}: {who} {what}s {value}.",
+        "{who} likes to {what} {value}.",
+        "{who} wants to {what} {value}.",
+    ),
+    (
+        "What does {who} {what}?|{who} {what}s",
+        "What does {who} {what}?|It is",
+        "What does {who} always {what}?|{who} always {what}s",
+        "What does {who} like to {what}?|{who} likes to {what}",
+        "Who knows what {who} {what}s?|{who} {what}s",
+        "What will {who} {what}?|{who} will {what}",
+        "Can you tell me what {who} {what}s?|{who} {what}s",
+    ),
+)
 _NOTE = Wording(("{who}: {value}.", "{who} - {value}.", "{who} {value}."), ("|{who}:", "|{who} -"))
 TRAIN: Mapping[str, Wording] = {
     **_OWN,
     **{noun: _called(noun) for noun in MORE_KINDS},
+    **dict.fromkeys(("deed", "meal"), _DEED),
+    **dict.fromkeys(("named", "numbered"), _called("{what}")),
     **dict.fromkeys(NOTES, _NOTE),
 }
 assert set(_OWN) == set(KINDS)
