@@ -13,8 +13,18 @@ from tests.tiny import make_tokenizer
 from tools.corpus import words
 from tools.corpus.prompts import Draw, draw_prompt
 from tools.corpus.recall.documents import RecallWriter
-from tools.corpus.recall.facts import KINDS, PEOPLE, Fact, draw_facts
-from tools.corpus.recall.wordings import TEST, TEST_FRAMES, TRAIN, TRAIN_FRAMES, word
+from tools.corpus.recall.facts import (
+    KINDS,
+    MORE_KINDS,
+    NOTES,
+    PEOPLE,
+    Fact,
+    draw_facts,
+    invent_names,
+)
+from tools.corpus.recall.judging_phrases import TEST, TEST_FRAMES
+from tools.corpus.recall.training_phrases import FRAMES, LEADS, STATEMENTS, TAILS, TRAIN
+from tools.corpus.recall.wordings import Choices, word
 from tools.training.data.packing import Layout
 
 TOKENIZER = make_tokenizer()
@@ -53,6 +63,25 @@ def test_facts_of_a_document_do_not_contradict_each_other() -> None:
         assert all(fact.kind in KINDS and fact.who in PEOPLE for fact in facts)
 
 
+def test_many_facts_have_as_many_kinds_as_they_need() -> None:
+    for index in range(100):
+        for count in (24, 96):
+            facts = draw_facts(Draw(index), count, kinds={**KINDS, **MORE_KINDS})
+            assert len({(fact.kind, fact.value) for fact in facts}) == count
+        for name, kind in NOTES.items():
+            notes = draw_facts(Draw(index), 28, kinds={name: kind})
+            assert len({note.who for note in notes}) == 28  # a note has nothing else to tell it by
+
+
+def test_invented_names_are_nobody_elses() -> None:
+    names = invent_names(Draw(0), 500)
+    assert len(set(names)) == 500
+    assert not {*names} & {*PEOPLE, *words.NAMES}
+    values = {value for kind in KINDS.values() for value in kind.values or ()}
+    assert not {*names} & values
+    assert len({name for seed in range(20) for name in invent_names(Draw(seed), 20)}) > 300
+
+
 def test_nobody_is_in_a_story_and_in_a_fact() -> None:
     assert not set(PEOPLE) & set(words.NAMES)
 
@@ -65,32 +94,52 @@ def test_every_kind_has_values_that_no_guess_finds() -> None:
 
 
 def test_wordings_for_training_and_for_tests_are_many_and_different() -> None:
-    assert set(TRAIN) == set(TEST) == set(KINDS)
+    assert set(TEST) == set(KINDS)
+    assert set(TRAIN) == {*KINDS, *MORE_KINDS, *NOTES}
+    told = {text for wording in TRAIN.values() for text in wording.tell}
+    asked = {part for wording in TRAIN.values() for ask in wording.ask for part in ask.split("|")}
     for kind in KINDS:
         train, test = TRAIN[kind], TEST[kind]
-        assert len(set(train.tell)) * len(set(train.ask)) >= 8
-        assert not set(train.tell) & set(test.tell)
-        assert not {x.split("|")[0] for x in train.ask} & {x.split("|")[0] for x in test.ask}
-    assert sum(len(x.tell) * len(x.ask) for x in TEST.values()) >= 4
-    assert len(TRAIN_FRAMES) >= 2
+        assert len(set(train.tell)) * len(set(train.ask)) >= 50
+        assert not told & set(test.tell)
+        assert not asked & {ask.split("|")[0] for ask in test.ask}
+    assert len({*FRAMES, *STATEMENTS}) >= 10
+    assert TEST_FRAMES[0] in FRAMES  # of which one is as in training
+    assert TEST_FRAMES[1] not in FRAMES
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_wording_tells_the_fact_and_asks_without_the_answer(split: str) -> None:
-    for name, kind in KINDS.items():
+    kinds = {**KINDS, **MORE_KINDS, **NOTES} if split == "train" else KINDS
+    for name, kind in kinds.items():
         for who, what in itertools.product(PEOPLE[:2], kind.whats[:2]):
             fact = Fact(name, who, what, "zebra")
-            for choices in itertools.product(range(4), range(3), range(3)):
-                worded = word(fact, split, choices)  # type: ignore[arg-type]
-                assert worded.told[: worded.value_ends].endswith("zebra")
-                assert who in worded.told
-                assert who in worded.question
-                assert what in worded.told
-                assert what in worded.question
-                assert "zebra" not in worded.question
-                assert "{" not in worded.told + worded.question
-                assert worded.answered == f"{worded.question} zebra."
-    assert TEST_FRAMES[0] in TRAIN_FRAMES  # of which one is as in training
+            for number in range(12):
+                for frame in range(12):
+                    choices = Choices(number, number, frame, lead=frame, tail=number)
+                    worded = word(fact, split, choices)  # type: ignore[arg-type]
+                    assert worded.told[: worded.value_ends].endswith("zebra")
+                    assert who in worded.told[: worded.value_ends]  # so the value can be bound
+                    assert who in worded.question
+                    assert what in worded.told
+                    assert what in worded.question
+                    assert "zebra" not in worded.question
+                    assert "{" not in worded.told + worded.question
+                    assert worded.told.endswith(".")
+                    assert worded.answered == f"{worded.question} zebra."
+
+
+def test_training_has_leads_and_tails_and_tests_have_none() -> None:
+    fact = Fact("number", "Clara", "", "123")
+    told = {
+        word(fact, "train", Choices(0, 0, 0, lead=i, tail=j)).told
+        for i in range(len(LEADS))
+        for j in range(len(TAILS))
+    }
+    assert len(told) == len({*LEADS}) * len({*TAILS}) > 20
+    assert "Clara's secret number is 123." in told
+    plain = word(fact, "test", Choices(0, 0, 0)).told
+    assert word(fact, "test", Choices(0, 0, 0, lead=4, tail=4)).told == plain
 
 
 # Documents
@@ -103,53 +152,44 @@ def test_a_document_is_as_long_as_a_row_to_the_chunk(writer: RecallWriter) -> No
         assert SIZE - CHUNK < document.tokens <= SIZE
 
 
-def test_every_answer_was_told_once_and_as_far_away_as_is_said(writer: RecallWriter) -> None:
+def test_every_answer_was_said_before_and_as_far_away_as_is_told(writer: RecallWriter) -> None:
     for index in range(8):
         document = writer.document(index)
-        assert document.asked
-        assert len(set(document.asked)) == len(document.asked)
-        at = 0
-        for fact, distance in zip(document.asked, document.distances, strict=True):
-            found = answers(fact, document.text)
-            assert len(found) == 1
-            begins, ends = found[0]
-            assert begins >= at  # questions stand in the order of `asked`
-            at = begins
-            told = told_before(fact, document.text[:begins])
-            assert (
-                tokens(document.text[:begins].rstrip()) - tokens(document.text[:told]) == distance
-            )
-            assert distance > 0
-            assert document.text[begins:ends] == fact.value
+        expected = []
+        for fact in set(document.asked):
+            first, *more = said(fact, document.text)
+            for before, here in itertools.pairwise((first, *more)):
+                due = here - len(f" {fact.value}")
+                apart = tokens(document.text[:due]) - tokens(document.text[:before])
+                assert apart > 0
+                expected.append((due, fact, apart))
+        expected.sort(key=lambda found: found[0])  # the order of the questions
+        assert tuple(fact for _, fact, _ in expected) == document.asked
+        assert tuple(apart for *_, apart in expected) == document.distances
 
 
-def answers(fact: Fact, text: str) -> list[tuple[int, int]]:
-    """Where the value stands behind one of the questions for it."""
-    questions = {
-        word(fact, "train", choices).question
-        for choices in itertools.product((0,), range(3), range(3))
-    }
-    every = "|".join(map(re.escape, sorted(questions, key=len, reverse=True)))
-    found = re.finditer(rf"(?<=\n\n)(?:{every}) ({re.escape(fact.value)})\.", text)
-    return [match.span(1) for match in found]
+def said(fact: Fact, text: str) -> list[int]:
+    """Where the value of the fact ends each time that the text tells it or answers with it."""
+    forms = set()
+    for number, frame in itertools.product(range(20), range(20)):
+        worded = word(fact, "train", Choices(number, number, frame))
+        forms |= {worded.told[: worded.value_ends], f"{worded.question} {fact.value}"}
+    found = (re.finditer(rf"(?<!\w){re.escape(form)}(?!\w)", text) for form in forms)
+    return sorted({match.end() for matches in found for match in matches})
 
 
-def told_before(fact: Fact, text: str) -> int:
-    """Where the one sentence that tells the fact has said the value."""
-    ends = []
-    for choice in range(4):
-        worded = word(fact, "train", (choice, 0, 0))
-        found = re.finditer(rf"(?<!\w){re.escape(worded.told)}", text)
-        ends += [match.start() + worded.value_ends for match in found]
-    assert len(set(ends)) == 1
-    return ends[0]
+def test_most_facts_are_asked_for_several_times(writer: RecallWriter) -> None:
+    documents = [writer.document(index) for index in range(30)]
+    answers = sum(len(document.asked) for document in documents)
+    assert answers > 1.5 * sum(len(set(document.asked)) for document in documents)
 
 
 def test_distances_reach_from_the_window_to_the_whole_document(writer: RecallWriter) -> None:
     found = [d for index in range(30) for d in writer.document(index).distances]
     parts = np.histogram(found, bins=4, range=(0, SIZE))[0] / len(found)
-    assert parts.min() > 0.05
-    assert max(found) > 0.85 * SIZE
+    assert parts.min() > 0.01
+    assert max(found) > 0.75 * SIZE
+    assert np.mean(np.array(found) > 72) > 0.5  # behind a window of 64 that moves in steps of 8
 
 
 def test_a_document_is_a_function_of_seed_and_index(writer: RecallWriter) -> None:
@@ -158,15 +198,27 @@ def test_a_document_is_a_function_of_seed_and_index(writer: RecallWriter) -> Non
     other = RecallWriter(stories(), TOKENIZER, size=SIZE, chunk_size=CHUNK, seed=1)
     assert other.document(3) != writer.document(3) != writer.document(4)
     held_out = RecallWriter(stories(), TOKENIZER, size=SIZE, chunk_size=CHUNK, split="test")
-    text = held_out.document(3).text
-    told = [
-        re.escape(x).replace(r"\{", "{").replace(r"\}", "}")
-        for y in TRAIN.values()
-        for x in y.tell
-    ]
-    some = r"[\w ]+?"
-    patterns = [x.format(who=r"\w+", what=r"\w+", value=some) for x in told]
-    assert not any(re.search(rf"(?:^|[.!?\n] ?){x}", text) for x in patterns)
+    document = held_out.document(3)
+    for fact in document.asked:
+        assert word(fact, "test", Choices(0, 0, 0)).told in document.text
+
+
+def test_no_way_to_tell_in_tests_is_one_of_training() -> None:
+    for kind, wording in TEST.items():
+        values = KINDS[kind].values or ("471",)
+        for tell, what in itertools.product(wording.tell, KINDS[kind].whats):
+            told = tell.format(who="Kevin", what=what, value=values[0])
+            assert not any(re.fullmatch(pattern(x, kind), told) for x in TRAIN[kind].tell)
+    kite = "Kevin painted the kite green."
+    assert re.fullmatch(pattern("{who} painted the {what} {value}.", "color"), kite)
+
+
+def pattern(told: str, kind: str) -> str:
+    """What finds a way to tell a fact, whosever it is."""
+    parts = {"who": "|".join(PEOPLE), "what": "|".join(KINDS[kind].whats)}
+    parts["value"] = "|".join(KINDS[kind].values or (r"\d{3}",))
+    escaped = re.escape(told).replace(r"\{", "{").replace(r"\}", "}")
+    return escaped.format(**{name: f"(?:{part})" for name, part in parts.items()})
 
 
 def test_a_packed_row_holds_one_document_with_all_its_answers(writer: RecallWriter) -> None:

@@ -1,27 +1,22 @@
-"""RecallWriter: stories with facts planted between their sentences, and questions far behind them.
+"""RecallWriter: stories with facts planted between their sentences, and questions behind them.
 
-    hay FACT hay hay FACT hay ... QUESTIONS hay FACT ... hay QUESTIONS
-
-A fact stands anywhere before the question for it, so distances are spread from a few tokens to the
-whole document; each is asked for at most once, and some are not. A document is as long as a row of
-training, to the chunk: a row holds exactly one, and no answer is cut off from its fact.
+A document is as long as a row of training, to the chunk: a row holds exactly one, and no answer is
+cut off from its fact. What is told and asked for, and in which order, is drafts.py's.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from tools.corpus.prompts import Draw
+from tools.corpus.recall.drafts import draw_draft
 from tools.corpus.recall.facts import Fact, draw_facts
 from tools.corpus.recall.hay import Hay
 from tools.corpus.recall.units import Unit, starts_of, text_of
-from tools.corpus.recall.wordings import Split, Worded, word
+from tools.corpus.recall.wordings import Choices, Split, Worded, word
 from zoo import Tokenizer
 
 _LEAST_SIZE = 256
-_FACTS = range(4, 10)
-_GROUPS = 3  # of questions, at most
-_NOT_ASKED = 5  # one fact in so many
-_ALONE = 4  # in one document of so many facts are paragraphs of their own
 _SLACK = 24  # tokens that a draft lacks; the last sentences are chosen by their length
 _TRIES = 20
 
@@ -33,8 +28,9 @@ class RecallDocument:
     Attributes:
         text: all of it.
         tokens: of the text, bos and end included.
-        asked: the facts that are asked for, in the order of the questions.
-        distances: tokens between where each of these is told and where the answer is due.
+        asked: the facts that are asked for, in the order of the questions; most several times.
+        distances: tokens between where the value of each was last said, in the fact or in an
+            answer, and where the answer is due.
     """
 
     text: str
@@ -88,8 +84,10 @@ class RecallWriter:
         """
         for attempt in range(_TRIES):
             draw = Draw("recall", self._seed, self._split, index, attempt)
-            units, last = self._draft(draw)
-            filled = self._filled(draw, units, last)
+            units = self._shortened(
+                draw, draw_draft(draw, self._hay, self._size - _SLACK, self._split)
+            )
+            filled = self._filled(draw, units, len(units) - 1)
             if filled is not None:
                 return self._document(filled)
         raise ValueError(
@@ -97,29 +95,15 @@ class RecallWriter:
             f"last {self._chunk}; give more stories, or a greater chunk_size"
         )
 
-    def _draft(self, draw: Draw) -> tuple[list[Unit], int]:
-        """A document that is a little too short, and where its last questions begin."""
-        worded = draw_worded(draw, draw.one(_FACTS), self._split)
-        parts = 1 + draw.below(_GROUPS)
-        groups = [worded[i::parts] for i in range(parts)]
-        alone = draw.below(_ALONE) == 0
-        around = "\n\n".join(text for w in worded for text in (w.told, w.answered))
-        hay = self._hay.draw(draw, self._size - self._length(around) - _SLACK)
-        spots: list[list[Unit]] = [[] for _ in range(len(hay) + 1)]
-        ends = [number * len(hay) // parts for number in range(1, parts + 1)]
-        for group, end in zip(groups, ends, strict=True):
-            for w in group:
-                spots[draw.below(max(end, 1))].append(Unit(w.told, alone=alone, tells=w))
-        questions: list[Unit] = []
-        for group, end in zip(groups, ends, strict=True):
-            asked = [w for w in draw.several(group, len(group)) if draw.below(_NOT_ASKED)]
-            questions = [Unit(w.answered, alone=True, asks=w) for w in asked or group[:1]]
-            spots[end] += questions
-        units: list[Unit] = []
-        for planted, sentence in zip(spots, hay, strict=False):
-            units += [*planted, sentence]
-        units += spots[-1]
-        return units, len(units) - len(questions)
+    def _shortened(self, draw: Draw, units: list[Unit]) -> list[Unit]:
+        """The units without some questions, if they are too long. The last one stays."""
+        while self._length(text_of(units)) > self._size - _SLACK // 2:
+            places = [i for i, unit in enumerate(units[:-1]) if unit.asks is not None]
+            if not places:
+                break
+            at = draw.one(places)
+            units = units[:at] + units[at + 1 :]
+        return units
 
     def _filled(self, draw: Draw, units: list[Unit], last: int) -> list[Unit] | None:
         """The units with sentences before `last` that fill the document up; None: not possible."""
@@ -143,26 +127,37 @@ class RecallWriter:
 
     def _document(self, units: list[Unit]) -> RecallDocument:
         text = text_of(units)
-        told: dict[Fact, str] = {}
-        asked: list[tuple[Fact, str]] = []
+        said: dict[Fact, int] = {}
+        asked: list[tuple[Fact, int, int]] = []  # what, where it was said last, where it is due
         for unit, start in zip(units, starts_of(units), strict=True):
             if unit.tells is not None:
-                told[unit.tells.fact] = text[: start + unit.tells.value_ends]
+                said[unit.tells.fact] = start + unit.tells.value_ends
             if unit.asks is not None:
-                asked.append((unit.asks.fact, text[: start + len(unit.asks.question)]))
-        heads = [told[fact] for fact, _ in asked] + [head for _, head in asked]
-        sizes = [len(ids) for ids in self._tokenizer.encode_batch(heads)]
-        pairs = zip(sizes, sizes[len(asked) :], strict=False)
+                fact, due = unit.asks.fact, start + len(unit.asks.question)
+                asked.append((fact, said[fact], due))
+                said[fact] = due + 1 + len(fact.value)
+        tokens = self._tokens_before(text, {place for _, *places in asked for place in places})
         return RecallDocument(
             text=text,
             tokens=self._length(text),
-            asked=tuple(fact for fact, _ in asked),
-            distances=tuple(there - here for here, there in pairs),
+            asked=tuple(fact for fact, _, _ in asked),
+            distances=tuple(tokens[due] - tokens[last] for _, last, due in asked),
         )
+
+    def _tokens_before(self, text: str, places: Iterable[int]) -> dict[int, int]:
+        """How many tokens stand before each of these ends of words, counted from wherever."""
+        edges = sorted(places)
+        # Behind a newline a part is cut up as in the midst of a text, not as at its beginning.
+        parts = ["", *(text[a:b] for a, b in itertools.pairwise((0, *edges)))]
+        found = self._tokenizer.encode_batch([f"\n{part}" for part in parts], add_bos=False)
+        newline, *sizes = map(len, found)
+        return dict(zip(edges, itertools.accumulate(n - newline for n in sizes), strict=True))
 
 
 def draw_worded(draw: Draw, count: int, split: Split) -> list[Worded]:
     """Facts of one document, each in a wording of the split."""
     choices = [(draw.below(60), draw.below(60), draw.below(60)) for _ in range(count)]
     facts = draw_facts(draw, count)
-    return [word(fact, split, choice) for fact, choice in zip(facts, choices, strict=True)]
+    return [
+        word(fact, split, Choices(*choice)) for fact, choice in zip(facts, choices, strict=True)
+    ]
