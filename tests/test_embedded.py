@@ -51,8 +51,9 @@ def test_the_model_and_two_adapters_fit_into_30_megabytes() -> None:
     assert 2 * (size + 2 * adapter) < 25_000_000  # bytes, of bfloat16
 
 
-def test_pretraining_trains_everything_with_full_attention_and_no_teacher() -> None:
-    found = recipe("tiny-pretrain")
+@pytest.mark.parametrize("name", ["tiny-recall", "tiny-pretrain"])
+def test_pretraining_trains_everything_with_full_attention_and_no_teacher(name: str) -> None:
+    found = recipe(name)
     assert set(found.layer_types(8)) == {FULL}
     (stage,) = found.stages
     assert not stage.needs_teacher

@@ -52,8 +52,8 @@ class Style:
 
 # Of ten documents: short facts first teach what is to be done at all, stories then where.
 STYLES = (
-    *(Style(0.0, range(8, 29), notes=True),) * 2,
-    *(Style(0.0, range(8, 25)),) * 3,
+    *(Style(0.0, range(4, 29), notes=True),) * 2,
+    *(Style(0.0, range(4, 25)),) * 3,
     *(Style(0.4, range(6, 17)),) * 3,
     *(Style(0.7, range(4, 10)),) * 2,
 )
