@@ -185,11 +185,11 @@ def test_most_facts_are_asked_for_several_times(writer: RecallWriter) -> None:
 
 
 def test_distances_reach_from_the_window_to_the_whole_document(writer: RecallWriter) -> None:
-    found = [d for index in range(30) for d in writer.document(index).distances]
-    parts = np.histogram(found, bins=4, range=(0, SIZE))[0] / len(found)
-    assert parts.min() > 0.01
-    assert max(found) > 0.75 * SIZE
-    assert np.mean(np.array(found) > 72) > 0.5  # behind a window of 64 that moves in steps of 8
+    found = np.array([d for index in range(60) for d in writer.document(index).distances])
+    assert max(found) > SIZE / 2
+    # Behind a window of 64 that moves in steps of 8; of this tokenizer a sentence has as many.
+    assert np.mean(found > 72) > 0.3
+    assert np.mean(found < 72) > 0.1
 
 
 def test_a_document_is_a_function_of_seed_and_index(writer: RecallWriter) -> None:
