@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import zoo
-from tests.command_line import run, save
+from tests.command_line import assert_mistake, run, save
 from tests.tiny import TEXT, VOCAB_SIZE, make_model, make_tokenizer, mixed
+from tools.evaluation.compare import compare_models
+from tools.evaluation.outcome import scores
+from tools.evaluation.outcome_files import read_outcomes
 from tools.scoring.perplexity import cut_windows, measure_perplexity
 from tools.scoring.tokens import score_tokens
 
@@ -204,3 +207,38 @@ def test_the_command_overrides_the_attention(tmp_path: Path) -> None:
     assert len(set(found.values())) == 4
     wide = json.loads(run(*arguments, "--layers", "none", "--window-size", 64).out)
     assert wide["perplexity"] == pytest.approx(expected, rel=1e-5)  # everything is in the window
+
+
+def test_windows_of_two_models_are_compared_in_pairs(tmp_path: Path) -> None:
+    folder = save(tmp_path / "model", mixed("llama"))
+    (tmp_path / "text.txt").write_text(LONG_TEXT, encoding="utf-8")
+    samples = tmp_path / "samples.jsonl"
+    for options in ("", "--layers none"):
+        shown = run(
+            "perplexity",
+            folder,
+            *("--text", tmp_path / "text.txt", "--window", 64, "--samples", samples, "--json"),
+            *options.split(),
+        )
+        last = json.loads(shown.out)
+    outcomes = read_outcomes([samples]).models
+    assert len(outcomes) == 2
+    cells = {x.metric: x for x in scores([*outcomes.values()][1])}
+    assert cells["perplexity"].value == pytest.approx(last["perplexity"], rel=1e-9)
+    assert cells["perplexity"].error == pytest.approx(last["perplexity_error"], rel=1e-9)
+    assert cells["second_half_perplexity"].value == pytest.approx(
+        last["perplexity_second_half"], rel=1e-9
+    )
+    compared = compare_models(outcomes)
+    assert [x.metric for x in compared] == ["perplexity", "second_half_perplexity"]
+    assert all(x.n == last["windows"] and x.unpaired == (0, 0) for x in compared)
+    assert compared[0].difference != 0  # other layers
+    assert compared[0].low is not None
+    assert compared[0].low <= compared[0].difference
+
+
+def test_outcomes_and_rows_do_not_share_a_file(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(LONG_TEXT, encoding="utf-8")
+    both = tmp_path / "both.jsonl"
+    options = ("--text", tmp_path / "text.txt", "--samples", both, "--out", both)
+    assert_mistake(run("perplexity", tmp_path, *options), "--out and --samples are both")

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from recipes import is_converted
 from tools.display import print_json, progress
 from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case, tokenizer_for_rows
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_options
-from tools.results import append_result, check_results
+from tools.results import append_result, check_appendable, check_results, device_name
 from tools.text_files import read_text
 
 if TYPE_CHECKING:
@@ -57,6 +58,12 @@ def perplexity(
         ),
     ] = None,
     batch_size: BatchSize = 1,
+    samples: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.jsonl", help="Append the loss of every window, for `zoo compare`."
+        ),
+    ] = None,
     json: Json = False,
     out: Out = None,
 ) -> None:
@@ -68,10 +75,15 @@ def perplexity(
     if piece_size is not None and cache_dtype is None:
         raise ValueError("--piece-size is of the pieces that a cache reads: give --cache-dtype")
     check_results(out)
+    check_appendable(samples)
+    if out is not None and samples is not None and out.resolve() == samples.resolve():
+        raise ValueError(f"--out and --samples are both {out}; name two files")
     contents = [read_text(path) for path in text]
     model = load_model(name, source, attention, runtime)
+    from tools.evaluation.record import Record
     from tools.scoring.cached import CachedModel
     from tools.scoring.perplexity import cut_windows, measure_perplexity
+    from tools.scoring.windows import window_outcomes
 
     tokenizer = tokenizer_for_rows(name, model, window)
     texts = [cut_windows(tokenizer.encode(x, add_bos=False), window, windows) for x in contents]
@@ -88,6 +100,13 @@ def perplexity(
         seconds = time.perf_counter() - start
         found = {"perplexity": result.all, "perplexity_second_half": result.second_half}
         own = model_case(name, model)
+        impl = implementation(model, runtime.impl, window)
+        if samples is not None:
+            on = {"impl": impl, "device": device_name(model.device)} | cache
+            full = not is_converted(model.config.layer_types)
+            with Record(samples, name, own | on, full=full) as record:
+                for outcome in window_outcomes(result, {"text": path.name, "window": window}):
+                    record.add(outcome)
         if json:
             print_json(
                 own
@@ -112,7 +131,7 @@ def perplexity(
                 out,
                 bench="evaluate",
                 case=case | {"tokens": part.tokens},
-                impl=implementation(model, runtime.impl, window),
+                impl=impl,
                 metric=metric,
                 value=part.value,
                 unit="",

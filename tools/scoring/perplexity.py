@@ -33,15 +33,7 @@ class Perplexity:
 
     @classmethod
     def of(cls, losses: Tensor) -> "Perplexity":
-        """From the losses [N, positions] of all windows.
-
-        Raises:
-            ValueError: a loss is not finite.
-        """
-        if not losses.isfinite().all():
-            raise ValueError(
-                "the model's logits are not finite numbers; try another dtype, such as float32"
-            )
+        """From the losses [N, positions] of all windows."""
         means = losses.double().mean(1)
         value = math.exp(means.mean().item())
         # exp turns an error e of the mean into a relative error e of the perplexity.
@@ -51,10 +43,28 @@ class Perplexity:
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityResult:
-    """Perplexity over all positions, and over those from the middle of each window on."""
+    """Perplexity over all positions, and over those from the middle of each window on.
 
-    all: Perplexity
-    second_half: Perplexity
+    Attributes:
+        losses: float [N, W - 1], of all positions.
+    """
+
+    losses: Tensor
+
+    @property
+    def all(self) -> Perplexity:
+        """Over all positions."""
+        return Perplexity.of(self.losses)
+
+    @property
+    def second_half(self) -> Perplexity:
+        """Over those from the middle of each window on."""
+        return Perplexity.of(self.second_half_losses)
+
+    @property
+    def second_half_losses(self) -> Tensor:
+        """Float [N, W - 1 - W // 2]."""
+        return self.losses[:, (self.losses.shape[1] + 1) // 2 :]
 
 
 def cut_windows(ids: Sequence[int], window: int, count: int | None = None) -> Tensor:
@@ -110,5 +120,8 @@ def measure_perplexity(
         losses.append(-score_tokens(model, batch).log_likelihood.cpu())
         advance(len(batch))
     every = torch.cat(losses)  # [N, W - 1]; entry n is the loss of predicting from position n
-    half = windows.shape[1] // 2
-    return PerplexityResult(all=Perplexity.of(every), second_half=Perplexity.of(every[:, half:]))
+    if not every.isfinite().all():
+        raise ValueError(
+            "the model's logits are not finite numbers; try another dtype, such as float32"
+        )
+    return PerplexityResult(losses=every)
