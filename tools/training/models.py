@@ -56,15 +56,15 @@ class Conversion:
             ValueError: no such recipe, one without stages, or one that does not fit its base.
         """
         recipe = read_recipe(name) if name.endswith(".toml") else find_recipe(name)
+        trained = [n for n in recipe_names() if (r := find_recipe(n)) and r.stages]
         if recipe is None:
-            trained = [n for n in recipe_names() if (r := find_recipe(n)) and r.stages]
             raise ValueError(
                 f"there is no recipe {name!r}; give a .toml file, or one of {', '.join(trained)}"
             )
         if not recipe.stages:
             raise ValueError(
                 f"recipe {recipe.name!r} has no [[stages]], so nothing trains; recipes/stages.py "
-                "says what they are"
+                f"says what they are, and {', '.join(trained)} have some"
             )
         target = resolve(Path(name) if name.endswith(".toml") else recipe.base)
         base = str(target.base or target.path or target.repo)
