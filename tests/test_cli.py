@@ -263,6 +263,13 @@ def test_list_shows_every_name() -> None:
     assert [line.split()[0] for line in shown] == zoo.list()
 
 
+def test_list_says_whose_weights_are_trained() -> None:
+    rows = {row["name"]: row for row in map(json.loads, run("list", "--json").out.splitlines())}
+    assert rows["smollm2-135m-instruct"]["weights"] == "published"
+    assert rows["smollm2-135m-instruct-eva"]["weights"] == "untrained"
+    assert rows["smollm2-135m-instruct-eva-hybrid"]["weights"] == "trained"
+
+
 def test_list_takes_a_part_of_a_name_or_a_pattern() -> None:
     def names(pattern: str) -> list[str]:
         lines = run("list", pattern, "--json").out.splitlines()

@@ -54,9 +54,11 @@ def list_models(
     """Lists the models that have a name here.
 
     NAME is a model as published, NAME-eva has EVA attention in every layer, NAME-eva-hybrid keeps
-    full attention in some. Parameters are those of the published model.
+    full attention in some. Parameters are those of the published model. Weights are as published,
+    trained in this package, or, of a conversion, untrained: those of the published model, with
+    EVA's own parameters at their initial values.
     """
-    from zoo.registry import BASES, list_names, split_name
+    from zoo.registry import BASES, is_embedded, list_names, split_name
 
     glob = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     names = [name for name in list_names() if fnmatch.fnmatchcase(name, glob.lower())]
@@ -68,13 +70,15 @@ def list_models(
         assert found is not None
         base = BASES[found[0]]
         size = SIZES[base.preset]
-        rows.append((name, base.family, size.layers, size.parameters, base.repo))
-    columns = ("name", "family", "layers", "parameters", "repository")
+        weights = "published" if found[1] == "" else "untrained"
+        weights = "trained" if is_embedded(name) else weights
+        rows.append((name, base.family, size.layers, size.parameters, weights, base.repo))
+    columns = ("name", "family", "layers", "parameters", "weights", "repository")
     if json:
         for row in rows:
             print_json(dict(zip(columns, row, strict=True)))
     else:
-        shown = [(*row[:2], str(row[2]), f"{row[3] / 1e6:,.1f} M", row[4]) for row in rows]
+        shown = [(*row[:2], str(row[2]), f"{row[3] / 1e6:,.1f} M", *row[4:]) for row in rows]
         print_table(columns, shown)
 
 

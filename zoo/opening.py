@@ -12,7 +12,7 @@ from pathlib import Path
 from flasheva import EvaConfig
 from zoo.config import ModelConfig
 from zoo.families import preset, read_config
-from zoo.registry import BASES, split_name
+from zoo.registry import BASES, EMBEDDED, split_name
 from zoo.target import Target, configure, resolve, same_attention, say_left_out
 from zoo.weights.adapter import (
     AdapterConfig,
@@ -24,7 +24,6 @@ from zoo.weights.checkpoint import Checkpoint
 from zoo.weights.hub import HubError
 from zoo.weights.sources import open_base, open_base_anywhere, open_path, open_repo
 
-EMBEDDED = Path(__file__).parent / "embedded"
 # Values of `weights` that are no path; "random" opens nothing.
 NO_PATH = ("auto", "published", "random")
 

@@ -5,11 +5,14 @@ Importing this module imports no model and no torch.
 
 import difflib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 Family = Literal["llama", "gpt_neox", "phi", "gemma3_text"]
 Variant = Literal["", "-eva", "-eva-hybrid"]
 VARIANTS: tuple[Variant, ...] = ("", "-eva", "-eva-hybrid")
+# What this package has trained: a model or an adapter in a folder of its registered name.
+EMBEDDED = Path(__file__).parent / "embedded"
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,12 @@ BASES: dict[str, Base] = {
         in_parts=True,
     ),
 }
+
+
+def is_embedded(name: str) -> bool:
+    """Whether this package has weights that were trained for exactly this name."""
+    files = ("config.json", "adapter_config.json")
+    return any((EMBEDDED / name / file).is_file() for file in files)
 
 
 def list_names() -> list[str]:

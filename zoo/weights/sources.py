@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from zoo.registry import Base
+from zoo.registry import EMBEDDED, Base
 from zoo.weights import hub
 from zoo.weights.checkpoint import Checkpoint, read_folder
 from zoo.weights.gguf import package_gguf, read_gguf
@@ -96,7 +96,7 @@ def open_base_anywhere(base: Base, revision: str | None) -> Iterator[Checkpoint]
 
 def _open_embedded(base: Base) -> Checkpoint:
     """The weights that come with this package."""
-    folder = Path(__file__).parents[1] / "embedded" / base.preset
+    folder = EMBEDDED / base.preset
     if not (folder / CONFIG_FILE).is_file():
         raise ValueError(
             f"this build of flasheva-zoo has no weights of {base.preset}; give weights='random', "
