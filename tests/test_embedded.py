@@ -1,6 +1,8 @@
-"""The embedded model's names, sizes and recipes. (Its weights are trained later.)"""
+"""The embedded model's names, sizes, weights and recipes."""
 
 import dataclasses
+import re
+import socket
 
 import pytest
 import torch
@@ -8,8 +10,11 @@ import torch
 import zoo
 from flasheva import EvaConfig
 from recipes import Recipe, find_recipe
+from tests.command_line import run
 from tools.training.parameters import trained_names
+from zoo.opening import EMBEDDED
 from zoo.registry import BASES
+from zoo.weights.sources import open_base
 
 NAMES = ("tiny", "tiny-eva", "tiny-eva-hybrid")
 FULL, EVA = "full_attention", "eva_attention"
@@ -19,6 +24,37 @@ def recipe(name: str) -> Recipe:
     found = find_recipe(name)
     assert found is not None
     return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_has_its_weights_in_the_package(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket.socket, "connect", None)  # no network
+    model = zoo.load(name, dtype=dtype)
+    adapter = "" if name == "tiny" else f" + embedded adapter {name}"
+    assert model.weights_source == f"embedded tiny{adapter}"
+    assert model.config == zoo.describe(name)
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert zoo.load(name, weights="published").weights_source == "embedded tiny"
+    assert model.tokenizer is not None
+    text = "Martha's kite is green.\n\nWhere is it?"
+    assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+
+
+def test_bfloat16_loses_nothing_of_what_ships() -> None:
+    for name in NAMES:
+        rounded = dict(zoo.load(name, dtype="bfloat16").named_parameters())
+        for key, value in zoo.load(name, dtype="float32").named_parameters():
+            assert torch.equal(value, rounded[key].float())
+
+
+def test_generate_without_a_name_writes_with_what_the_package_has() -> None:
+    done = run("generate", "--prompt", "Once upon a time", "--max-new-tokens", 4)
+    assert done.code == 0
+    assert len(done.out.split()) >= 2
+    assert "weights from embedded tiny + embedded adapter tiny-eva-hybrid" in done.err
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,16 +75,16 @@ def test_the_window_is_far_shorter_than_the_context() -> None:
     assert set(zoo.describe("tiny").layer_types) == {FULL}
     assert set(zoo.describe("tiny-eva").layer_types) == {EVA}
     hybrid = zoo.describe("tiny-eva-hybrid").layer_types
-    assert [i for i, kind in enumerate(hybrid) if kind == FULL] == [2, 6]
+    assert [i for i, kind in enumerate(hybrid) if kind == FULL] == [6, 7]
 
 
-def test_the_model_and_two_adapters_fit_into_30_megabytes() -> None:
-    size = sum(p.numel() for p in zoo.load("tiny", weights="random").parameters())
-    hybrid = zoo.load("tiny-eva", weights="random")
-    names = trained_names(hybrid, recipe("tiny-eva").stages[-1])
-    adapter = sum(hybrid.get_parameter(name).numel() for name in names)
-    assert size == 6_951_168
-    assert 2 * (size + 2 * adapter) < 25_000_000  # bytes, of bfloat16
+def test_the_model_and_two_adapters_fit_into_21_megabytes() -> None:
+    assert sum(p.numel() for p in zoo.load("tiny").parameters()) == 6_951_168
+    files = [file for name in NAMES for file in (EMBEDDED / name).iterdir()]
+    assert sum(file.stat().st_size for file in files) < 21_000_000
+    for file in files:  # nothing of the machine that they were made on
+        if "config" in file.name:
+            assert not re.search(r'"/|folder ', file.read_text())
 
 
 @pytest.mark.parametrize("name", ["tiny-recall", "tiny-pretrain"])
@@ -87,6 +123,11 @@ def test_no_repository_is_asked_for_weights_that_only_this_package_has() -> None
 
 
 def test_a_build_without_weights_says_so_in_one_line() -> None:
-    wanted = r"^this build of flasheva-zoo has no weights of tiny; [^\n]+$"
+    wanted = r"^this build of flasheva-zoo has no weights of none; [^\n]+$"
     with pytest.raises(ValueError, match=wanted):
-        zoo.load("tiny")
+        open_base(dataclasses.replace(BASES["tiny"], preset="none"), None)
+
+
+def test_a_revision_of_what_is_on_no_hub_is_a_mistake() -> None:
+    with pytest.raises(ValueError, match="'abc' is for the hub, but tiny comes with this package"):
+        zoo.load("tiny", revision="abc")

@@ -88,6 +88,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(dist: Path) -> None:
     assert sources(".py", ".toml") == {name for name in names if name.endswith((".py", ".toml"))}
     assert f"recipes/{HYBRID}.toml" in names
     assert "zoo/embedded/README.md" in names  # data, as the adapters beside it
+    assert {"zoo/embedded/tiny/model.safetensors", "zoo/embedded/tiny/tokenizer.json"} <= names
+    for name in (HYBRID, "tiny-eva", "tiny-eva-hybrid"):
+        assert f"zoo/embedded/{name}/adapter.safetensors" in names
     assert {f"{package}/py.typed" for package in PACKAGES} <= names
     assert not [name for name in names if "test" in name or "__pycache__" in name]
 
@@ -107,8 +110,8 @@ def test_the_sdist_can_be_built_and_tested(dist: Path) -> None:
     names = sdist_names(dist)
     assert {"pyproject.toml", "README.md", "LICENSE", "tests/run", ".ci/run"} <= names
     assert sources(".py", ".toml") <= names
-    tests = {str(file.relative_to(ROOT)) for file in (ROOT / "tests").rglob("*.py")}
-    assert tests <= names
+    tests = [file for suffix in ("py", "xz") for file in (ROOT / "tests").rglob(f"*.{suffix}")]
+    assert {str(file.relative_to(ROOT)) for file in tests} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith(".venv")]
 
 

@@ -29,6 +29,7 @@ CONTEXT = 2000  # tokens of nearly one byte each
 COUNTRIES = [f"{a}{b}" for a in ("Ar", "Bel", "Cor", "Dun", "Es") for b in ("via", "ton", "land")]
 TOKENIZER = make_tokenizer()
 SPLITS: tuple[FactSplit, ...] = ("train", "test")
+SEARCH_AND_JUDGE: tuple[Split, ...] = ("search", "judge")
 _MOST = 15  # ways to tell a fact, to ask for it, or frames of a question
 
 
@@ -314,6 +315,17 @@ def test_a_fact_is_told_as_far_from_its_answer_as_the_cell_says() -> None:
         assert places[0][1] == value
         # A sentence and the question more, of a tokenizer of letters.
         assert least <= behind < below + 200
+
+
+def test_halves_that_share_a_text_share_no_outcome() -> None:
+    """Or a run of one half, with the samples of the other, would take those for its own."""
+    text = Filler(name="mine.txt", text="A text of my own. " * 2000)
+    halves = [
+        {(str(s.cell), s.item) for s in draw("facts", n=4, split=split, text=text)}
+        for split in SEARCH_AND_JUDGE
+    ]
+    assert [len(half) for half in halves] == [4, 4]
+    assert not set.intersection(*halves)
 
 
 def test_a_context_without_room_for_the_least_distance_is_a_mistake() -> None:

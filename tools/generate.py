@@ -11,7 +11,7 @@ from tools.display import print_json, print_rule
 from tools.entry import run_command
 from tools.generation_options import GenerationOptions
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
-from tools.options import DEFAULT_MODEL, Json, ModelName, with_options
+from tools.options import EMBEDDED_MODEL, Json, ModelName, with_options
 from tools.prompts import collect_prompts
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def generate(
     runtime: RuntimeOptions,
     attention: AttentionOptions,
     generation: GenerationOptions,
-    name: ModelName = DEFAULT_MODEL,
+    name: ModelName = EMBEDDED_MODEL,
     prompts: Annotated[
         list[str] | None,
         typer.Argument(metavar="PROMPT", help="Texts to continue, each in quotes."),

@@ -17,6 +17,9 @@ from typing import Annotated
 import typer
 
 DEFAULT_MODEL = "smollm2-135m-instruct-eva-hybrid"
+# Comes with this package, so that text needs no download. It has no chat template, and its context
+# is too short for what the other commands measure by default.
+EMBEDDED_MODEL = "tiny-eva-hybrid"
 
 ModelName = Annotated[
     str,

@@ -58,6 +58,10 @@ def open_base(base: Base, revision: str | None) -> Checkpoint:
         ValueError: they cannot be had; one line that says what would work.
     """
     if base.embedded:
+        if revision is not None:
+            raise ValueError(
+                f"revision={revision!r} is for the hub, but {base.preset} comes with this package"
+            )
         return _open_embedded(base)
     if base.package is not None and revision is None and hub.cached(base.repo, None) is None:
         packaged = _open_package(base)

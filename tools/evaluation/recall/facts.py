@@ -55,7 +55,8 @@ def facts(request: Request) -> Iterator[Sample]:
                 yield Sample(
                     task="facts",
                     cell={"context": context, "distance": low, "filler": filler.name},
-                    item=f"{request.seed}-{number}",
+                    # One text may serve both halves, whose prompts differ.
+                    item=f"{request.seed}-{request.split}-{number}",
                     prompt_ids=prompt,
                     answer_ids=answer,
                     answers=(told[0].fact.value,),
