@@ -12,8 +12,7 @@ from flasheva import EvaConfig
 from recipes import Recipe, find_recipe
 from tests.command_line import run
 from tools.training.parameters import trained_names
-from zoo.opening import EMBEDDED
-from zoo.registry import BASES
+from zoo.registry import BASES, EMBEDDED
 from zoo.weights.sources import open_base
 
 NAMES = ("tiny", "tiny-eva", "tiny-eva-hybrid")

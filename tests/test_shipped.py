@@ -11,7 +11,8 @@ from tools.evaluation.generating import ModelWriter, run_samples
 from tools.evaluation.recall import RECALL
 from tools.evaluation.recall.fillers import RIVER
 from tools.evaluation.recall.request import Request
-from zoo.opening import EMBEDDED, adapter_of
+from zoo.opening import adapter_of
+from zoo.registry import EMBEDDED
 from zoo.target import resolve
 from zoo.weights.adapter import read_adapter_config
 from zoo.weights.gguf import package_gguf
