@@ -182,6 +182,19 @@ def test_sharing_work_changes_no_placement(folder: Path, tmp_path: Path) -> None
     assert found[0]["blocks"] < found[0]["blocks_alone"]
 
 
+def test_the_rules_for_retrieval_read_the_tasks_that_are_named(
+    folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "mine.toml"
+    place(folder, "--budget", 1, "--task", "facts", "--out", out, *SMALL)
+    search = read_recipe(out).search
+    assert search is not None
+    assert search.items == 1  # of the one prose; facts are in no repeated sentences
+    assert "tasks: facts, search half, seed 0" in search.searched_on
+    done = run("place", folder, "--budget", 1, "--task", "mqar", "--out", out, *SMALL)
+    assert_mistake(done, "a search reads passkey, needle, facts for retrieval, not 'mqar'")
+
+
 def test_a_plain_rule_is_written_as_a_rule(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "mine.toml"
     place(folder, "--budget", 2, "--rule", "random", "--seed", 3, "--out", out)
@@ -278,6 +291,7 @@ def test_a_file_of_something_else_is_not_written_to(folder: Path, tmp_path: Path
 @pytest.mark.parametrize(
     "change",
     [
+        {"tasks": ("facts",)},
         {"contexts": (512,)},
         {"n": 3},
         {"seed": 5},

@@ -45,6 +45,16 @@ def place(
             show_default="beside the recipe",
         ),
     ] = None,
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--task",
+            metavar="NAME",
+            help="That the rules for retrieval read: passkey, needle, or facts (of tiny); may be "
+            "repeated.",
+            show_default="passkey and needle",
+        ),
+    ] = None,
     context: Annotated[
         list[int] | None,
         typer.Option(
@@ -126,13 +136,14 @@ def place(
     if rule in _PLAIN:
         _place_plainly(name, source, attention, rule, budget, seed, out, json=json)
         return
-    from tools.placement.settings import SearchSettings
+    from tools.placement.settings import RETRIEVAL_TASKS, SearchSettings
     from tools.placement.target import bare_config, text_filler
 
     config = bare_config(name, source, attention)
     longest, exact = config.max_position_embeddings, config.eva.window_size
     usual = [tokens for tokens in (1024, 2048) if exact < tokens <= longest]
     settings = SearchSettings(
+        tasks=tuple(dict.fromkeys(task or RETRIEVAL_TASKS)),
         contexts=tuple(sorted(set(context or usual or [min(2 * exact, longest)]))),
         n=n,
         seed=seed,

@@ -25,7 +25,6 @@ from tools.placement.scoring import Advance, CommonsenseScorer, Scored, Scorer, 
 from tools.placement.settings import (
     COMMONSENSE_TASKS,
     RECALL_TASKS,
-    RETRIEVAL_TASKS,
     SearchSettings,
     check_length,
 )
@@ -204,7 +203,7 @@ class Searcher:
         eva = self._branches.model.config.eva
         check_length(eva, name, settings.contexts, settings.window)
         if name in ("retrieval", "recall"):
-            tasks = RETRIEVAL_TASKS if name == "retrieval" else RECALL_TASKS
+            tasks = settings.tasks if name == "retrieval" else RECALL_TASKS
             return Retrieval(settings.samples(tokenizer, tasks), name=name)
         windows = settings.cut_text(tokenizer)
         return Divergence(windows) if name == "kl" else Perplexity(windows)

@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("zoo")
 
-RETRIEVAL_TASKS = ("passkey", "needle")  # which have wordings of a search half
+RETRIEVAL_TASKS = ("passkey", "needle")  # of the rules for retrieval, if no others are named
+# What these rules may read: answers that are in the prompt, in wordings of a search half.
+SEARCHABLE_TASKS = (*RETRIEVAL_TASKS, "facts")
 RECALL_TASKS = ("mqar", "phonebook", "kv")
 COMMONSENSE_TASKS = ("hellaswag", "piqa", "arc_easy", "winogrande")
 
@@ -33,6 +35,7 @@ class SearchSettings:
     """What the user asked for.
 
     Attributes:
+        tasks: of the rules for retrieval, some of `SEARCHABLE_TASKS`.
         contexts: tokens of a prompt and its answer.
         n: prompts for each context, wording (or size) and filler; a quarter in each part of depth.
         seed: of everything that is drawn.
@@ -48,6 +51,7 @@ class SearchSettings:
         steps: of the gradient method.
     """
 
+    tasks: tuple[str, ...] = RETRIEVAL_TASKS
     contexts: tuple[int, ...] = (1024, 2048)
     n: int = 4
     seed: int = 0
@@ -65,6 +69,11 @@ class SearchSettings:
     steps: int = 100
 
     def __post_init__(self) -> None:
+        for task in self.tasks:
+            if task not in SEARCHABLE_TASKS:
+                raise ValueError(
+                    f"a search reads {', '.join(SEARCHABLE_TASKS)} for retrieval, not {task!r}"
+                )
         numbers = {"n": self.n, "windows": self.windows, "limit": self.limit, "steps": self.steps}
         numbers |= {"batch_size": self.batch_size}
         numbers |= {} if self.rows is None else {"rows": self.rows}
@@ -89,6 +98,7 @@ class SearchSettings:
         """What scores depend on."""
         data = None if self.data is None else contents(self.data)
         return {
+            "tasks": list(self.tasks),
             "contexts": list(self.contexts),
             "n": self.n,
             "seed": self.seed,
@@ -120,9 +130,9 @@ class SearchSettings:
         """What a rule reads, for the record in a recipe."""
         objective = rule.partition("_")[2]
         if objective in ("retrieval", "both") or rule == "halo":
-            tasks = RECALL_TASKS if rule == "halo" else RETRIEVAL_TASKS
+            tasks = RECALL_TASKS if rule == "halo" else self.tasks
             yield f"tasks: {', '.join(tasks)}, search half, seed {self.seed}"
-            if rule != "halo":
+            if rule != "halo" and set(self.tasks) & set(RETRIEVAL_TASKS):
                 yield f"wordings: {', '.join(wordings('search'))}"
             yield f"fillers: {', '.join(filler.name for filler in self.fillers)}"
             yield f"contexts: {', '.join(map(str, self.contexts))} tokens, {self.n} prompts a cell"
