@@ -12,6 +12,7 @@ from flasheva import EvaConfig
 from recipes import Recipe, find_recipe
 from tests.command_line import run
 from tools.training.parameters import trained_names
+from zoo import target
 from zoo.registry import BASES, EMBEDDED
 from zoo.weights.sources import open_base
 
@@ -40,6 +41,18 @@ def test_a_name_has_its_weights_in_the_package(
     assert model.tokenizer is not None
     text = "Martha's kite is green.\n\nWhere is it?"
     assert model.tokenizer.decode(model.tokenizer.encode(text)) == text
+
+
+def test_with_other_options_it_is_untrained_which_its_recipe_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(target, "_said", set())
+    eva = zoo.describe("tiny-eva-hybrid").eva
+    other = dataclasses.replace(eva, window_size=32)
+    assert zoo.load("tiny-eva-hybrid", eva=other).weights_source == "embedded tiny"
+    left_out, untrained = [record.getMessage() for record in caplog.records[:2]]
+    assert left_out.endswith("is left out")
+    assert untrained.endswith("6 layers are untrained, at their initial values")
 
 
 def test_bfloat16_loses_nothing_of_what_ships() -> None:

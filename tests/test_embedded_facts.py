@@ -92,11 +92,16 @@ def test_without_an_exact_layer_it_finds_many_and_not_all() -> None:
 
 
 def test_what_finds_them_is_the_base_and_its_last_layer() -> None:
-    """So the claims above can fail: with other weights, or other exact layers, nothing does."""
+    """So the claims above can fail: with other weights, or other exact layers, they do.
+
+    Bounds for exact layers are two prompts of 16 away from what is found.
+    """
     few = samples()[:16]
     assert found(load("tiny", "random"), few) == 0
     assert found(load("tiny-eva", "published"), few) <= 0.2  # what its training brings
-    assert found(exact(2, 6), few) <= 0.5  # evenly placed
+    assert found(exact(7), few) >= 0.75
+    assert found(exact(*range(7)), few) <= 0.5  # all but the last
+    assert found(exact(2, 6), few) <= 0.625  # evenly placed
 
 
 @pytest.mark.slow
@@ -105,7 +110,7 @@ def test_what_finds_them_is_the_base_and_its_last_layer() -> None:
     [("tiny", 0.95, 1), ("tiny-eva-hybrid", 0.95, 1), ("tiny-eva", 0.45, 0.85)],
 )
 def test_the_same_over_the_whole_context(name: str, least: float, most: float) -> None:
-    """Of 200 such prompts `tiny-eva` finds 0.64; bounds are three standard errors of 40."""
+    """Of 200 such prompts `tiny-eva` finds 0.67; bounds are some three standard errors of 40."""
     assert least <= found(load(name), samples(1024, 40)) <= most
 
 

@@ -16,8 +16,9 @@ from tests.tiny import TEXT, VOCAB_SIZE, make_model, make_tokenizer, mixed
 from tools.evaluation.compare import compare_models
 from tools.evaluation.outcome import scores
 from tools.evaluation.outcome_files import read_outcomes
-from tools.scoring.perplexity import cut_windows, measure_perplexity
+from tools.scoring.perplexity import PerplexityResult, cut_windows, measure_perplexity
 from tools.scoring.tokens import score_tokens
+from tools.scoring.windows import window_outcomes
 
 VOCABULARY = 50  # of the stubs
 LONG_TEXT = 8 * TEXT
@@ -235,6 +236,27 @@ def test_windows_of_two_models_are_compared_in_pairs(tmp_path: Path) -> None:
     assert compared[0].difference != 0  # other layers
     assert compared[0].low is not None
     assert compared[0].low <= compared[0].difference
+
+
+def test_windows_of_other_texts_and_of_other_tokenizers_are_no_pairs(tmp_path: Path) -> None:
+    """Or a second text of the same name would be taken for done, with the losses of the first."""
+    folder = save(tmp_path / "model", mixed("llama"))
+    samples = tmp_path / "samples.jsonl"
+    for name, content in (("a", LONG_TEXT), ("b", LONG_TEXT[::-1]), ("a", LONG_TEXT)):
+        (tmp_path / name).mkdir(exist_ok=True)
+        text = tmp_path / name / "text.txt"
+        text.write_text(content, encoding="utf-8")
+        options = ("--text", text, "--window", 64, "--windows", 2, "--samples", samples)
+        assert run("perplexity", folder, *options).code == 0
+    [outcomes] = read_outcomes([samples]).models.values()
+    assert len(outcomes) == 2 * 2 * 2  # texts, windows, metrics; the third run has nothing new
+    assert len({str(x.cell) for x in outcomes}) == 2
+    result = PerplexityResult(losses=torch.ones(1, 7))
+    one, other = (
+        [x.item for x in window_outcomes(result, ids, {})]
+        for ids in (torch.arange(8)[None], torch.arange(1, 9)[None])
+    )
+    assert not set(one) & set(other)
 
 
 def test_outcomes_and_rows_do_not_share_a_file(tmp_path: Path) -> None:

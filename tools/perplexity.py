@@ -2,6 +2,7 @@
 
 import sys
 import time
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -93,7 +94,7 @@ def perplexity(
         piece_size = 16 if piece_size is None else piece_size
         scored = CachedModel(model, cache_dtype, piece_size)
         cache = {"cache_dtype": cache_dtype, "piece": piece_size}
-    for path, rows in zip(text, texts, strict=True):
+    for path, content, rows in zip(text, contents, texts, strict=True):
         start = time.perf_counter()
         with progress(f"{path.name}, windows", len(rows)) as advance:
             result = measure_perplexity(scored, rows, batch_size=batch_size, advance=advance)
@@ -104,8 +105,10 @@ def perplexity(
         if samples is not None:
             on = {"impl": impl, "device": device_name(model.device)} | cache
             full = not is_converted(model.config.layer_types)
+            # Two texts may have one name, and a text may be another one by now.
+            named = f"{path.name}-{zlib.crc32(content.encode()):08x}"
             with Record(samples, name, own | on, full=full) as record:
-                for outcome in window_outcomes(result, {"text": path.name, "window": window}):
+                for outcome in window_outcomes(result, rows, {"text": named, "window": window}):
                     record.add(outcome)
         if json:
             print_json(

@@ -147,7 +147,9 @@ def say_left_out(target: Target) -> None:
 
 def say_untrained(target: Target, layers: int) -> None:
     """Warns, once, that a model was converted just now."""
-    recipe = "" if target.recipe is None else f"; recipe {target.recipe.name!r} uses them so"
+    recipe = ""
+    if target.recipe is not None and not target.recipe.stages:  # or it trains them
+        recipe = f"; recipe {target.recipe.name!r} uses them so"
     _warn_once(
         f"{target.label}: the EVA parameters of {layers} layers are untrained, at their initial "
         f"values{recipe}"

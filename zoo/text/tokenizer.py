@@ -147,7 +147,8 @@ class Tokenizer:
         """
         if self.chat_template is None:
             raise ValueError(
-                "this model has no chat template; use plain prompts or an instruct model"
+                "this model has no chat template; use plain prompts, or an instruct model such as "
+                "smollm2-135m-instruct"
             )
         return chat.render(
             self.chat_template,
