@@ -91,6 +91,7 @@ def test_without_an_exact_layer_it_finds_many_and_not_all() -> None:
     assert 0.5 <= found(load("tiny-eva"), samples()) <= 0.9
 
 
+@pytest.mark.slow
 def test_what_finds_them_is_the_base_and_its_last_layer() -> None:
     """So the claims above can fail: with other weights, or other exact layers, they do.
 
@@ -146,6 +147,7 @@ def test_pieces_steps_and_packed_rows_of_the_hybrid_are_the_row_itself() -> None
 
 
 @torch.inference_mode()
+@pytest.mark.slow
 def test_the_training_of_a_conversion_brings_it_nearer_to_the_base() -> None:
     """KL of the next token, on stories that are held out."""
     ids = torch.tensor([sample.prompt_ids[:240] for sample in samples()[:8]])
