@@ -14,10 +14,10 @@ import torch
 import zoo
 from tools.evaluation.recall import RECALL
 from tools.evaluation.recall.facts import distances
+from tools.evaluation.recall.fillers import text_filler
 from tools.evaluation.recall.request import DEPTH_BINS, Request
 from tools.evaluation.samples import Sample, grade
 from tools.placement.objectives import Retrieval
-from tools.placement.target import text_filler
 
 STORIES = Path(__file__).parent / "data" / "held_out_stories.jsonl.xz"
 CONTEXT, PROMPTS = 256, 60  # seconds on a CPU; 15 prompts in each of four parts of distance

@@ -184,7 +184,9 @@ def test_most_facts_are_asked_for_several_times(writer: RecallWriter) -> None:
     assert answers > 1.5 * sum(len(set(document.asked)) for document in documents)
 
 
-def test_distances_reach_from_the_window_to_the_whole_document(writer: RecallWriter) -> None:
+def test_distances_reach_from_the_window_to_half_of_a_document(
+    writer: RecallWriter,
+) -> None:
     found = np.array([d for index in range(60) for d in writer.document(index).distances])
     assert max(found) > SIZE / 2
     # Behind a window of 64 that moves in steps of 8; of this tokenizer a sentence has as many.

@@ -4,7 +4,6 @@ import gc
 import logging
 import math
 import sys
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,7 +16,7 @@ from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import BatchSize, Json, Out, with_options
-from tools.results import append_result, check_appendable, check_results, device_name
+from tools.results import append_result, check_outputs, device_name
 
 if TYPE_CHECKING:
     from tools.evaluation.jobs import Job
@@ -172,10 +171,7 @@ def evaluate(
         text=text,
     )
     check_tasks(chosen, settings)
-    if out is not None and samples is not None and out.resolve() == samples.resolve():
-        raise ValueError(f"--out and --samples are both {out}; name two files")
-    check_results(out)
-    check_appendable(samples)
+    check_outputs(out, samples)
     from zoo.description import describe
 
     for name in names:
@@ -294,12 +290,9 @@ def _print_tasks() -> None:
 def _filler(path: Path | None) -> "Filler | None":
     if path is None:
         return None
-    from tools.evaluation.recall.fillers import Filler
-    from tools.text_files import read_text
+    from tools.evaluation.recall.fillers import text_filler
 
-    text = read_text(path)
-    # Outcomes with another text of the same name must not be taken for those with this one.
-    return Filler(name=f"{path.name}-{zlib.crc32(text.encode()):08x}", text=text)
+    return text_filler(path)
 
 
 def _free() -> None:

@@ -2,7 +2,6 @@
 
 import sys
 import time
-import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,8 +13,8 @@ from tools.entry import command_line, run_command
 from tools.measurement import implementation, model_case, tokenizer_for_rows
 from tools.model_options import AttentionOptions, RuntimeOptions, SourceOptions, load_model
 from tools.options import DEFAULT_MODEL, BatchSize, Json, ModelName, Out, with_options
-from tools.results import append_result, check_appendable, check_results, device_name
-from tools.text_files import read_text
+from tools.results import append_result, check_outputs, device_name
+from tools.text_files import name_with_checksum, read_text
 
 if TYPE_CHECKING:
     from tools.scoring.perplexity import Perplexity
@@ -75,10 +74,7 @@ def perplexity(
     """
     if piece_size is not None and cache_dtype is None:
         raise ValueError("--piece-size is of the pieces that a cache reads: give --cache-dtype")
-    check_results(out)
-    check_appendable(samples)
-    if out is not None and samples is not None and out.resolve() == samples.resolve():
-        raise ValueError(f"--out and --samples are both {out}; name two files")
+    check_outputs(out, samples)
     contents = [read_text(path) for path in text]
     model = load_model(name, source, attention, runtime)
     from tools.evaluation.record import Record
@@ -105,10 +101,9 @@ def perplexity(
         if samples is not None:
             on = {"impl": impl, "device": device_name(model.device)} | cache
             full = not is_converted(model.config.layer_types)
-            # Two texts may have one name, and a text may be another one by now.
-            named = f"{path.name}-{zlib.crc32(content.encode()):08x}"
+            cell = {"text": name_with_checksum(path, content), "window": window}
             with Record(samples, name, own | on, full=full) as record:
-                for outcome in window_outcomes(result, rows, {"text": named, "window": window}):
+                for outcome in window_outcomes(result, rows, cell):
                     record.add(outcome)
         if json:
             print_json(

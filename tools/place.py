@@ -136,8 +136,9 @@ def place(
     if rule in _PLAIN:
         _place_plainly(name, source, attention, rule, budget, seed, out, json=json)
         return
+    from tools.evaluation.recall.fillers import text_filler
     from tools.placement.settings import RETRIEVAL_TASKS, SearchSettings
-    from tools.placement.target import bare_config, text_filler
+    from tools.placement.target import bare_config
 
     config = bare_config(name, source, attention)
     longest, exact = config.max_position_embeddings, config.eva.window_size

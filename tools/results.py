@@ -106,6 +106,18 @@ def check_results(path: Path | None) -> None:
         raise ValueError(f"{path} holds no rows of results to add to; name a new file")
 
 
+def check_outputs(out: Path | None, samples: Path | None) -> None:
+    """As `check_results` of a command's rows and `check_appendable` of its outcomes.
+
+    Raises:
+        OSError, ValueError: as these, and if both are one file.
+    """
+    if out is not None and samples is not None and out.resolve() == samples.resolve():
+        raise ValueError(f"--out and --samples are both {out}; name two files")
+    check_results(out)
+    check_appendable(samples)
+
+
 def device_name(device: "torch.device") -> str:
     """What the hardware calls itself, such as "NVIDIA H100 80GB HBM3" or a processor's name."""
     if device.type == "cuda":

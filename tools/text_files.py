@@ -128,6 +128,11 @@ def _zstandard_blocks(raw: BinaryIO) -> Iterator[bytes]:
         raise EOFError("it ends too early")
 
 
+def name_with_checksum(path: Path, text: str) -> str:
+    """What records call a text: another one in a file of the same name is told apart."""
+    return f"{path.name}-{zlib.crc32(text.encode()):08x}"
+
+
 def contents(folder: Path) -> list[tuple[str, int]]:
     """Names and sizes in bytes of all files in a folder, by which a record tells data apart."""
     files = (path for path in folder.rglob("*") if path.is_file())

@@ -12,6 +12,7 @@ from flasheva import EvaConfig
 from recipes import layer_types, sliding_layers
 from recipes.ablation import Ablation
 from recipes.placement import SEARCHED, LayerSet, Placement, Rule, exact_layers
+from tools.evaluation.recall.fillers import text_filler
 from tools.evaluation.suite import check_contexts, check_tasks, choose_tasks
 from tools.measurement import implementation, model_case
 from tools.model_options import RuntimeOptions, SourceOptions
@@ -21,7 +22,7 @@ from tools.placement.judge import Judge
 from tools.placement.result_rows import ResultRows
 from tools.placement.searcher import Progress, Searcher
 from tools.placement.settings import SearchSettings, check_length
-from tools.placement.target import branches_of, search_case, text_filler
+from tools.placement.target import branches_of, search_case
 from zoo.config import ModelConfig
 from zoo.description import describe
 

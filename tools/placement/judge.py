@@ -16,7 +16,7 @@ from tools.evaluation.batches import BatchLimits
 from tools.evaluation.jobs import jobs, recall_samples
 from tools.evaluation.outcome import Outcome, Score, score
 from tools.evaluation.recall import RECALL
-from tools.evaluation.recall.fillers import Filler
+from tools.evaluation.recall.fillers import Filler, text_filler
 from tools.evaluation.record import Record, case_digest
 from tools.evaluation.report import run_job
 from tools.evaluation.shared import Shared
@@ -27,7 +27,6 @@ from tools.placement.branches import Branches
 from tools.placement.forced import score_together
 from tools.placement.result_rows import ResultRows
 from tools.placement.searcher import Progress
-from tools.placement.target import text_filler
 from tools.results import device_name
 from tools.scoring.perplexity import cut_windows, measure_perplexity
 from tools.text_files import contents, read_text

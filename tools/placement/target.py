@@ -1,14 +1,12 @@
 """load_branches: the model of a search; new_recipe: what a search leaves behind."""
 
 import dataclasses
-import zlib
 from pathlib import Path
 
 from flasheva import EvaConfig
 from layers import SLIDING_ATTENTION
 from recipes import Layers, Placement, Recipe, Search, layer_types, sliding_layers
 from recipes.placement import LayerSet
-from tools.evaluation.recall.fillers import Filler
 from tools.measurement import implementation, model_case
 from tools.model_options import (
     AttentionOptions,
@@ -19,7 +17,6 @@ from tools.model_options import (
 from tools.placement.branches import Branches
 from tools.placement.settings import SearchSettings
 from tools.results import device_name
-from tools.text_files import read_text
 from zoo.config import ModelConfig
 from zoo.description import describe
 from zoo.target import resolve
@@ -104,12 +101,6 @@ def new_recipe(
         layers=Layers(exact=rule or layers, attention=other),  # type: ignore[arg-type]
         search=search,
     )
-
-
-def text_filler(path: Path) -> Filler:
-    """A user's text, named by its file and a checksum."""
-    text = read_text(path)
-    return Filler(name=f"{path.name}-{zlib.crc32(text.encode()):08x}", text=text)
 
 
 def _other(config: ModelConfig) -> str:

@@ -8,9 +8,11 @@ that are put together at random.
 import functools
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tools.scoring.passkey_prompts import FILLER
+from tools.text_files import name_with_checksum, read_text
 
 Split = Literal["search", "judge", "all"]
 
@@ -30,6 +32,16 @@ class Filler:
     name: str
     text: str
     repeats: bool = False
+
+
+def text_filler(path: Path) -> Filler:
+    """A user's text.
+
+    Raises:
+        OSError, ValueError: as `read_text`.
+    """
+    text = read_text(path)
+    return Filler(name=name_with_checksum(path, text), text=text)
 
 
 GRASS = Filler(name="grass", text=FILLER, repeats=True)
