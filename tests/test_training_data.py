@@ -31,7 +31,7 @@ from tools.training.data.mixture import Mixture
 from tools.training.data.packing import Layout, pack
 from tools.training.data.readers import HubSource, read_documents
 from tools.training.data.shards import Shards, open_shards, tokenize
-from tools.training.data.sources import name_sources
+from tools.training.data.sources import draw, name_sources
 from tools.training.data.writing import Encoder
 from zoo import Tokenizer
 
@@ -272,6 +272,40 @@ writing.save_array = hang_at_the_third
 folder, size, *sources = sys.argv[1:]
 shards.tokenize(sources, make_tokenizer(), Path(folder), jobs=1, shard_characters=int(size))
 """
+
+
+def test_a_share_of_documents_is_the_same_however_they_are_read(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    texts = make_texts(400)
+    source = write_json_lines(tmp_path / "a.jsonl", texts)
+    other = write_json_lines(tmp_path / "b.jsonl", make_texts(20, seed=1))
+    kept = {}
+    for share in (0.2, 0.5, 1.0):
+        folder = tmp_path / str(share)
+        tokenize([source, other], tokenizer, folder, keep={"a": share}, jobs=1)
+        a, b = open_shards(folder).sources
+        kept[share] = {tokenizer.decode(a.read(i)[:-1].tolist()) for i in range(len(a))}
+        assert len(b) == 20
+    assert kept[0.2] < kept[0.5] < kept[1.0] == set(texts)
+    assert 50 < len(kept[0.2]) < 110
+    # Another order, one by one.
+    assert [t for t in reversed(texts) if [*draw([t], 0.2)]] == [*draw(reversed(texts), 0.2)]
+    assert {*draw(texts, 0.2)} == kept[0.2]
+
+
+def test_a_share_of_nothing_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = write_json_lines(tmp_path / "a.jsonl", make_texts(3))
+    for keep, message in (
+        ({"b": 0.5}, "no source is named 'b'; there are a"),
+        ({"a": 0.0}, r"the share of a to keep must be in \(0, 1\], not 0.0"),
+        ({"a": 1e-9}, "no document of a is in the share to keep"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tokenize([source], tokenizer, tmp_path / "out", keep=keep, jobs=1)
+    tokenize([source], tokenizer, tmp_path / "whole", jobs=1)
+    with pytest.raises(ValueError, match="was made with field='text'"):
+        tokenize([source], tokenizer, tmp_path / "whole", keep={"a": 0.9}, jobs=1)
 
 
 def test_a_kill_in_the_middle_keeps_finished_shards_and_changes_no_byte(

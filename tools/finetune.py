@@ -9,7 +9,7 @@ import typer
 
 from tools.display import print_json, progress
 from tools.entry import command_line, run_command
-from tools.options import Json, option, with_options
+from tools.options import Json, option, parse_shares, with_options
 from tools.training_options import CheckSettings, LoopSettings
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def finetune(
     if dry_run and rank:
         return  # the first process prints for all
     conversion = Conversion.read(recipe, weights)
-    shares = _shares(share)
+    shares = parse_shares(share, "--share") or None
     if dry_run:
         _plan(conversion, loop, tokens, shares, speed, processes)
         return
@@ -163,24 +163,6 @@ def _plan(
                 f"{stage.name}: {passes:.2f} passes over {name} ({size.tokens:,} tokens, "
                 f"{size.padding:.1%} padding)"
             )
-
-
-def _shares(given: list[str] | None) -> dict[str, float] | None:
-    if not given:
-        return None
-    shares: dict[str, float] = {}
-    for text in given:
-        name, _, value = text.partition("=")
-        try:
-            number = float(value)
-        except ValueError:
-            raise ValueError(
-                f"--share must be SOURCE=NUMBER, such as books=0.5, not {text!r}"
-            ) from None
-        if name in shares:
-            raise ValueError(f"--share names the source {name!r} twice")
-        shares[name] = number
-    return shares
 
 
 def _say(line: str) -> None:

@@ -47,6 +47,27 @@ def option(panel: str, text: str, *names: str, default: str | None = None) -> ob
     return typer.Option(*names, help=text, rich_help_panel=panel, show_default=default or True)
 
 
+def parse_shares(given: list[str] | None, option: str) -> dict[str, float]:
+    """The numbers of SOURCE=NUMBER by source, of an option that may be repeated.
+
+    Raises:
+        ValueError: no such text, or a source twice.
+    """
+    shares: dict[str, float] = {}
+    for text in given or []:
+        name, _, value = text.partition("=")
+        try:
+            number = float(value)
+        except ValueError:
+            raise ValueError(
+                f"{option} must be SOURCE=NUMBER, such as books=0.5, not {text!r}"
+            ) from None
+        if name in shares:
+            raise ValueError(f"{option} names the source {name!r} twice")
+        shares[name] = number
+    return shares
+
+
 def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Puts the fields of a command's dataclass parameters among its own, where Typer reads them.
 

@@ -9,7 +9,7 @@ import typer
 
 from tools.display import print_json, print_table, progress
 from tools.entry import run_command
-from tools.options import Json
+from tools.options import Json, parse_shares
 
 
 def tokenize(
@@ -55,6 +55,15 @@ def tokenize(
             help="Behind every document: eos (the tokenizer's), none, or such as <|endoftext|>.",
         ),
     ] = "eos",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SOURCE=SHARE",
+            help="Use this share of a source's documents, chosen by their checksums; may be "
+            "repeated.",
+            show_default="all of every source",
+        ),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(metavar="N", help="Processes.", show_default="one for each CPU")
     ] = None,
@@ -85,6 +94,7 @@ def tokenize(
             marker=marker,
             add_bos=bos,
             end=end,
+            keep=parse_shares(keep, "--keep"),
             jobs=jobs,
             advance=advance,
         )

@@ -55,14 +55,14 @@ class Manifest(TypedDict):
         schema: of this file; another one is refused.
         complete: whether all shards are there.
         dtype: of the tokens, uint16 if the vocabulary fits.
-        reading: how documents were cut: field, marker, characters of a shard.
+        reading: how documents were cut: field, marker, characters of a shard, shares to keep.
     """
 
     schema: int
     complete: bool
     dtype: str
     tokenizer: TokenizerEntry
-    reading: Mapping[str, str | int | None]
+    reading: Mapping[str, str | float | None]
     sources: list[SourceEntry]
 
 
@@ -70,7 +70,7 @@ def plan(
     named: Mapping[str, list[str]],
     tokenizer: Tokenizer,
     *,
-    reading: Mapping[str, str | int | None],
+    reading: Mapping[str, str | float | None],
     add_bos: bool | None,
     end: str,
 ) -> Manifest:
@@ -171,5 +171,5 @@ def _differing(found: Manifest, wanted: Manifest) -> str:
     return f"other files: {more} is new" if more else "the same files in another order"
 
 
-def _shown(reading: Mapping[str, str | int | None]) -> str:
+def _shown(reading: Mapping[str, str | float | None]) -> str:
     return ", ".join(f"{key}={value!r}" for key, value in reading.items())

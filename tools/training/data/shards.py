@@ -11,7 +11,7 @@ the folder is complete; they are written last and say that the shard is finished
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from tools.training.data.manifest import (
     write_manifest,
 )
 from tools.training.data.readers import check_not_empty, read_documents
-from tools.training.data.sources import name_sources
+from tools.training.data.sources import draw, name_sources
 from tools.training.data.writing import (
     Job,
     alone,
@@ -58,6 +58,7 @@ def tokenize(
     marker: str | None = None,
     add_bos: bool | None = None,
     end: str = "eos",
+    keep: Mapping[str, float] | None = None,
     jobs: int | None = None,
     shard_characters: int = SHARD_CHARACTERS,
     advance: Callable[[int], None] | None = None,
@@ -71,6 +72,7 @@ def tokenize(
         field, marker: see `read_documents`.
         add_bos: see `Tokenizer.encode`.
         end: see `end_id`.
+        keep: of the documents of sources, the share that is used, see `draw`; of others, all are.
         jobs: processes; None: one for each CPU. 1: none but this one.
         shard_characters: see above.
         advance: told how many more bytes of files, or rows of data sets, are done with.
@@ -81,20 +83,27 @@ def tokenize(
     Raises:
         OSError: a file cannot be opened.
         ValueError: in one line, a source without text (before any is tokenised), a damaged one,
-            or a folder of another tokenizer, of other texts or of something else.
+            a share of no source or of no document, or a folder of another tokenizer, of other
+            texts or of something else.
     """
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     if jobs < 1 or shard_characters < 1:
         raise ValueError(
             f"jobs and shard_characters must be at least 1, not {jobs} and {shard_characters}"
         )
-    named = name_sources(sources)
+    named, keep = name_sources(sources), dict(sorted((keep or {}).items()))
+    for name, share in keep.items():
+        if name not in named:
+            raise ValueError(f"no source is named {name!r}; there are {', '.join(named)}")
+        if not 0 < share <= 1:
+            raise ValueError(f"the share of {name} to keep must be in (0, 1], not {share}")
     for source in (source for inputs in named.values() for source in inputs):
         check_not_empty(source, field=field)  # not after hours of others
     wanted = plan(
         named,
         tokenizer,
-        reading={"field": field, "marker": marker, "shard_characters": shard_characters},
+        reading={"field": field, "marker": marker, "shard_characters": shard_characters}
+        | {f"keep {name}": share for name, share in keep.items()},
         add_bos=add_bos,
         end=end,
     )
@@ -105,7 +114,7 @@ def tokenize(
             remove_leftovers(folder)
             names = {name: list[str]() for name in named}
             with workers(tokenizer, wanted, jobs, advance or (lambda _: None)) as submit:
-                for job in _jobs(named, folder, field, marker, shard_characters):
+                for job in _jobs(named, keep, folder, field, marker, shard_characters):
                     names[job.source].append(job.path.stem)
                     submit(job)
             found = _finish(folder, wanted, names)
@@ -116,6 +125,7 @@ def tokenize(
 
 def _jobs(
     named: dict[str, list[str]],
+    keep: Mapping[str, float],
     folder: Path,
     field: str,
     marker: str | None,
@@ -126,6 +136,8 @@ def _jobs(
         for index, source in enumerate(inputs):
             read: list[int] = []
             documents = read_documents(source, field=field, marker=marker, advance=read.append)
+            if name in keep:
+                documents = draw(documents, keep[name])
             for number, texts in enumerate(cut(documents, shard_characters)):
                 path = folder / f"{name}-{index:04d}-{number:05d}.tokens"
                 yield Job(name, path, [] if is_finished(path) else texts, sum(read))
@@ -136,6 +148,8 @@ def _finish(folder: Path, wanted: Manifest, names: dict[str, list[str]]) -> Mani
     """Writes the index of every source, then the manifest."""
     sources: list[SourceEntry] = []
     for entry in wanted["sources"]:
+        if not names[entry["name"]]:  # of files with text, so a share of them is
+            raise ValueError(f"no document of {entry['name']} is in the share to keep")
         lengths = [np.load(lengths_path(folder / f"{n}.tokens")) for n in names[entry["name"]]]
         every = np.concatenate(lengths)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(every)])

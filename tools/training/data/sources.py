@@ -7,7 +7,7 @@ gutenberg-001.jsonl.zst are "gutenberg". `NAME=FILE` gives a name.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,6 +16,17 @@ from tools.training.data.readers import HubSource
 _NAMED = re.compile(r"([\w.-]+)=(.+)", re.DOTALL)
 _NUMBER = re.compile(r"[-_]\d+$")
 _NAME = re.compile(r"[\w.-]+")
+
+
+def draw(documents: Iterable[str], share: float) -> Iterator[str]:
+    """About this share of documents, in their order: those of the lowest checksums.
+
+    A document is kept or not whatever stands beside it, and a greater share keeps it too.
+    """
+    for text in documents:
+        checksum = hashlib.sha256(text.encode()).digest()
+        if int.from_bytes(checksum[:8]) < share * 2**64:
+            yield text
 
 
 class Input(TypedDict):
