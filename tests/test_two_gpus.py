@@ -20,10 +20,10 @@ window_size = 256
 exact = [0, 5, 10, 15]
 [[stages]]
 name = "distill"
-loss = "logit_kl"
+loss = { logit_kl = 1.0, cross_entropy = 1.0 }
 train = ["*"]
 steps = 24
-lr = 1e-4
+lr = 1e-5
 dtype = "bfloat16"
 batch_size = 32
 context = 1024
@@ -49,7 +49,7 @@ def test_two_gpus_train_faster_with_the_losses_of_one(tmp_path: Path) -> None:
     model.tokenizer = zoo.load(tmp_path / "base").tokenizer
     zoo.save(model, tmp_path / "base")
     (tmp_path / "recipe.toml").write_text(RECIPE)
-    speeds, losses = [], []
+    speeds, found = [], []
     for processes in (1, 2):
         out = f"run{processes}"
         options = ("--device", "cuda", "--rows", "16", "--save-every", "0")
@@ -57,10 +57,13 @@ def test_two_gpus_train_faster_with_the_losses_of_one(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         steps = rows(tmp_path, out, "distill")
         speeds.append(statistics.median(step["tokens_per_second"] for step in steps[-10:]))
-        losses.append([step["loss"] for step in steps])
-    print(json.dumps({"tokens_per_second": speeds, "losses": [line[::8] for line in losses]}))
-    torch.testing.assert_close(
-        torch.tensor(losses[1][:4]), torch.tensor(losses[0][:4]), rtol=0.02, atol=0
-    )
+        found.append([(step["cross_entropy"], step["grad_norm"]) for step in steps])
+    print(json.dumps({"tokens_per_second": speeds, "found": [each[::8] for each in found]}))
+    one, two = torch.tensor(found)
+    # Blocks of bfloat16 that are compiled one by one round elsewhere. The divergence of a model
+    # that is all but its teacher is such rounding, and so is not compared.
+    torch.testing.assert_close(two[:, 0], one[:, 0], rtol=2e-3, atol=0)
+    torch.testing.assert_close(two[:, 1], one[:, 1], rtol=0.05, atol=0)
+    assert one[-1, 0] < one[0, 0] * 0.98
     # Half of a step's products each, and weights that travel over NVLink.
     assert speeds[1] > 1.5 * speeds[0]

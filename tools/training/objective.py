@@ -106,14 +106,20 @@ class Objective(nn.Module):
         assert total is not None
         return total, losses
 
-    def compile_parts(self, backend: Backend = "inductor") -> None:
+    def compile_parts(self, backend: Backend = "inductor", *, sharded: bool = False) -> None:
         """From now on blocks, the comparison of a layer, and pieces of logits run in graphs.
 
         Each kind has one. The teacher's blocks run as they are where their attention is compared.
+        Those of a student that is `sharded` are compiled as modules: FSDP's hooks, which make
+        their parameters whole, are not traced.
         """
         (teacher,) = self._teacher
         self._backend = backend
-        self._blocks = _compiled_blocks(self.student, backend)
+        if sharded:
+            for block in self.student.layers:
+                block.compile(fullgraph=True, backend=backend)
+        else:
+            self._blocks = _compiled_blocks(self.student, backend)
         if self._alignment is not None:
             self._alignment.compile_parts(backend)
         elif teacher is not None:

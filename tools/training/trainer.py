@@ -162,15 +162,10 @@ def train_stage(
 def _callable(
     objective: Objective, ranks: Ranks, *, sharded: bool, compile: bool
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[LossName, Tensor]]]:
-    if sharded:
-        # FSDP's hooks are not traced: blocks are compiled one by one, and share their code.
-        if compile:
-            for block in objective.student.layers:
-                block.compile(fullgraph=True)
-        return objective
     if compile:
-        objective.compile_parts()
-    return nn.parallel.DistributedDataParallel(objective) if ranks.count > 1 else objective
+        objective.compile_parts(sharded=sharded)
+    averaged = ranks.count > 1 and not sharded
+    return nn.parallel.DistributedDataParallel(objective) if averaged else objective
 
 
 def _gradients(
