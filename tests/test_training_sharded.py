@@ -3,6 +3,7 @@
 One process is enough: its weights are DTensors too, and an operator refuses them beside others.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch.distributed.fsdp import fully_shard
 
 from recipes import LossName
 from tests.tiny import hf_config, make_model, mixed
+from tools.training import ranks
 from tools.training.alignment import Alignment
 from tools.training.losses import Teacher, head_losses
 from zoo import CausalLM
@@ -87,3 +89,27 @@ def test_a_sharded_model_has_the_gradients_of_a_whole_one(
             if one.grad is not None and other.grad is not None:
                 whole = other.grad.full_tensor()  # type: ignore[attr-defined]
                 torch.testing.assert_close(whole, one.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("unit", [1, 13_000, 1 << 25])
+def test_units_of_several_blocks_have_the_gradients_of_a_whole_model(
+    unit: int, mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "_UNIT", unit)
+    ids = torch.randint(100, (2, 24), generator=torch.Generator().manual_seed(0))
+    (plain, teacher), (sharded, _) = pair(), pair()
+    units = ranks._units([*sharded.layers])
+    assert [block for each in units for block in each] == [*sharded.layers]
+    size = sum(p.numel() for p in sharded.layers.parameters())
+    assert len(units) == min(len(sharded.layers), math.ceil(size / unit))
+    assert max(map(len, units)) - min(map(len, units)) <= 1
+    ranks.shard(sharded)
+    for _ in range(2):
+        for model in (plain, sharded):
+            model.zero_grad()
+            Distill(model, teacher)(ids).backward()
+        for (name, one), other in zip(plain.named_parameters(), sharded.parameters(), strict=True):
+            assert (one.grad is None) == (other.grad is None), name
+            if one.grad is not None:
+                found = ranks.whole(other.grad)  # type: ignore[arg-type]
+                torch.testing.assert_close(found, one.grad, rtol=1e-12, atol=1e-14)

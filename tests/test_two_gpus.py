@@ -60,9 +60,10 @@ def test_two_gpus_train_faster_with_the_losses_of_one(tmp_path: Path) -> None:
         found.append([(step["cross_entropy"], step["grad_norm"]) for step in steps])
     print(json.dumps({"tokens_per_second": speeds, "found": [each[::8] for each in found]}))
     one, two = torch.tensor(found)
-    # Blocks of bfloat16 that are compiled one by one round elsewhere. The divergence of a model
-    # that is all but its teacher is such rounding, and so is not compared.
-    torch.testing.assert_close(two[:, 0], one[:, 0], rtol=2e-3, atol=0)
+    # The same weights first; then steps of a fast descent, each on what bfloat16 has rounded
+    # elsewhere. The divergence of a model that is all but its teacher is such rounding only.
+    torch.testing.assert_close(two[0], one[0], rtol=1e-3, atol=0)
+    torch.testing.assert_close(two[:, 0], one[:, 0], rtol=0.01, atol=0)
     torch.testing.assert_close(two[:, 1], one[:, 1], rtol=0.05, atol=0)
     assert one[-1, 0] < one[0, 0] * 0.98
     # Half of a step's products each, and weights that travel over NVLink.

@@ -3,11 +3,13 @@
 `torchrun --nproc-per-node N -m tools.finetune ...` starts N; without it there is one, which needs
 no process group. One process has one device.
 
-Parameters are sharded (FSDP2: a block at a time is whole) unless the stage aligns attention: its
-loss calls the attention of a block and not the block, which a shard would not notice. Then every
-process holds all of them and gradients are averaged (DDP).
+Parameters are sharded (FSDP2: some blocks at a time are whole) unless the stage aligns attention:
+its loss calls the attention of a block and not the block, which a shard would not notice. Then
+every process holds all of them and gradients are averaged (DDP).
 """
 
+import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from zoo import CausalLM
+
+_UNIT = 1 << 25  # parameters that are whole at a time, 134 MB of them
 
 
 @dataclass(frozen=True)
@@ -122,16 +126,27 @@ def _usable(kind: str) -> torch.device:
 
 
 def shard(model: CausalLM) -> None:
-    """Spreads the parameters over all processes, in place: FSDP2, block by block.
+    """Spreads the parameters over all processes, in place: FSDP2, a unit of blocks at a time.
 
     Call it when `requires_grad` is settled and before an optimizer is made. What is outside of
     blocks (embedding, norm, head) belongs to the model, is gathered for `hidden_states` and stays
     whole until the backward pass has ended, so that losses can read `lm_head.weight` behind it.
     """
-    for block in model.layers:
-        fully_shard(block)
+    for unit in _units([*model.layers]):
+        fully_shard(unit)
     fully_shard(model)
     register_fsdp_forward_method(model, "hidden_states")
+
+
+def _units(blocks: list[nn.Module]) -> list[list[nn.Module]]:
+    """Neighbours that are gathered together: as few as `_UNIT` asks for, and all but equal.
+
+    Every unit costs the host milliseconds a step, for collectives and for views of parameters.
+    """
+    size = sum(p.numel() for block in blocks for p in block.parameters())
+    count = min(len(blocks), math.ceil(size / _UNIT))
+    edges = [len(blocks) * i // count for i in range(count + 1)]
+    return [blocks[first:last] for first, last in itertools.pairwise(edges)]
 
 
 def whole(tensor: Tensor) -> Tensor:
