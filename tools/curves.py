@@ -130,9 +130,11 @@ def write_curves(path: Path, points: Sequence[CurvePoint], metric: str, *, log: 
 
     figure = Figure(figsize=(7.5, 5), layout="constrained")
     ax = figure.subplots()
-    for run in dict.fromkeys(point.run for point in points):
+    for number, run in enumerate(dict.fromkeys(point.run for point in points)):
         line = [point for point in points if point.run == run]
-        ax.plot([p.tokens / 1e6 for p in line], [p.value for p in line], label=run)
+        # After ten of them colours come again.
+        dashes = ("-", "--", ":")[number // 10 % 3]
+        ax.plot([p.tokens / 1e6 for p in line], [p.value for p in line], dashes, label=run)
     ax.set(xlabel="millions of tokens", ylabel=metric)
     if log:
         ax.set_yscale("log")
