@@ -252,8 +252,8 @@ def test_a_recipe_file_converts_its_base(
     assert str(folders[family]) in model.weights_source
     assert_same(model, zoo.load(str(recipe)))
     # An identity of the maps and exact windows longer than the text: nothing has changed.
-    wide = zoo.load(recipe, eva=EvaConfig(window_size=64, chunk_size=4))
-    torch.testing.assert_close(wide(IDS), zoo.load(folders[family])(IDS))
+    wide = zoo.load(recipe, eva=EvaConfig(window_size=64, chunk_size=4), dtype="float64")
+    torch.testing.assert_close(wide(IDS), zoo.load(folders[family], dtype="float64")(IDS))
 
 
 def test_a_recipe_may_place_layers_by_rule_and_take_window_attention(
