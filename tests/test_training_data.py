@@ -721,3 +721,9 @@ def test_zoo_tokenize_writes_what_open_shards_reads(tmp_path: Path, tokenizer: T
     assert_mistake(run(*command, "--tokenizer", "smollm3-135m"), "smollm2-135m")
     assert_mistake(run(*command, "--tokenizer", tmp_path / "out"), "has no tokenizer")
     assert_mistake(run("tokenize", tmp_path / "b.txt", *command[2:], "--tokenizer", "x"), "b.txt")
+    assert_mistake(run(*command, "--tokenizer", "x", "--keep", "a"), "must be SOURCE=NUMBER")
+    part = ("--tokenizer", tmp_path / "tokenizer", "--keep", "a=0.5")
+    assert_mistake(run(*command, *part), "name a new folder")
+    kept = run(*command[:2], *part, "--out", tmp_path / "part", "--json", "--jobs", 1)
+    documents = json.loads(kept.out)["sources"]["a"]["documents"]
+    assert documents == len([*draw(make_texts(6), 0.5)])

@@ -79,6 +79,7 @@ def tokenize(
     from tools.training.data.sources import name_sources
     from tools.training.data.tokenizers import open_tokenizer
 
+    shares = parse_shares(keep, "--keep")
     inputs = [source for group in name_sources(sources).values() for source in group]
     files = [Path(source) for source in inputs if HubSource.parse(source) is None]
     # Rows of a data set cannot be added to bytes.
@@ -94,7 +95,7 @@ def tokenize(
             marker=marker,
             add_bos=bos,
             end=end,
-            keep=parse_shares(keep, "--keep"),
+            keep=shares,
             jobs=jobs,
             advance=advance,
         )
