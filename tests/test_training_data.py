@@ -299,11 +299,12 @@ def test_a_share_of_nothing_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> 
     for keep, message in (
         ({"b": 0.5}, "no source is named 'b'; there are a"),
         ({"a": 0.0}, r"the share of a to keep must be in \(0, 1\], not 0.0"),
-        ({"a": 1e-9}, "no document of a is in the share to keep"),
+        ({"a": 1e-9}, "no document of a is in the share to keep, 1e-09; name a greater one"),
     ):
         with pytest.raises(ValueError, match=message):
             tokenize([source], tokenizer, tmp_path / "out", keep=keep, jobs=1)
     tokenize([source], tokenizer, tmp_path / "whole", jobs=1)
+    tokenize([source], tokenizer, tmp_path / "whole", keep={"a": 1}, jobs=1)  # the same
     with pytest.raises(ValueError, match="was made with field='text'"):
         tokenize([source], tokenizer, tmp_path / "whole", keep={"a": 0.9}, jobs=1)
 

@@ -11,14 +11,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from recipes import LossName
-from tests.tiny import hf_config, make_model, mixed
+from recipes import LossName, Stage
+from tests.tiny import SHORT_WINDOW, hf_config, make_model, mixed
 from tools.training import ranks
 from tools.training.alignment import Alignment
 from tools.training.losses import Teacher, head_losses
+from tools.training.objective import Objective
 from zoo import CausalLM
 
 BOTH: dict[LossName, float] = {"logit_kl": 0.7, "cross_entropy": 0.3}
@@ -113,3 +115,38 @@ def test_units_of_several_blocks_have_the_gradients_of_a_whole_model(
             if one.grad is not None:
                 found = ranks.whole(other.grad)  # type: ignore[arg-type]
                 torch.testing.assert_close(found, one.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("unit", [1, 1 << 25])
+def test_parts_of_a_sharded_run_are_compiled_once_for_all_layers(
+    unit: int, mesh: DeviceMesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "_UNIT", unit)
+    ids = torch.randint(100, (2, 24), generator=torch.Generator().manual_seed(0))
+    batch = ids, ids.roll(-1, 1), torch.zeros_like(ids)
+    stage = Stage(name="s", loss=tuple(BOTH.items()), train=("*",), steps=1, lr=1.0)
+    counts = []
+    for layers in (5, 12):  # graphs of one function may be 8
+        types = ["eva_attention", "full_attention", *["eva_attention"] * (layers - 2)]
+        fields = {"num_hidden_layers": layers, "eva": SHORT_WINDOW.to_dict()}
+        full = hf_config("llama", layer_types=["full_attention"] * layers, **fields)
+        teacher = make_model(full, dtype=torch.float64).requires_grad_(False)
+        gradients, counter = [], CompileCounter()
+        for compiled in (False, True):
+            values = hf_config("llama", layer_types=types, **fields)
+            student = make_model(values, seed=1, dtype=torch.float64)
+            objective = Objective(student, teacher, stage)
+            if compiled:
+                ranks.shard(student)
+                objective.compile_parts(counter, sharded=True)
+            objective(*batch)[0].backward()
+            gradients.append(
+                {
+                    n: ranks.whole(p.grad)
+                    for n, p in student.named_parameters()
+                    if p.grad is not None
+                }
+            )
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-13)
+        counts.append(counter.frame_count)
+    assert counts[0] == counts[1] > 0

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from zoo import CausalLM
 
-_UNIT = 1 << 25  # parameters that are whole at a time, 134 MB of them
+_UNIT = 1 << 25  # parameters that are gathered at a time, 134 MB of them
 
 
 @dataclass(frozen=True)

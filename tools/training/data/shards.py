@@ -83,27 +83,28 @@ def tokenize(
     Raises:
         OSError: a file cannot be opened.
         ValueError: in one line, a source without text (before any is tokenised), a damaged one,
-            a share of no source or of no document, or a folder of another tokenizer, of other
-            texts or of something else.
+            a share of no source, one that no document is in (once the source has been read), or
+            a folder of another tokenizer, of other texts or of something else.
     """
     jobs = len(os.sched_getaffinity(0)) if jobs is None else jobs
     if jobs < 1 or shard_characters < 1:
         raise ValueError(
             f"jobs and shard_characters must be at least 1, not {jobs} and {shard_characters}"
         )
-    named, keep = name_sources(sources), dict(sorted((keep or {}).items()))
-    for name, share in keep.items():
+    named, shares = name_sources(sources), dict(sorted((keep or {}).items()))
+    for name, share in shares.items():
         if name not in named:
             raise ValueError(f"no source is named {name!r}; there are {', '.join(named)}")
         if not 0 < share <= 1:
             raise ValueError(f"the share of {name} to keep must be in (0, 1], not {share}")
+    shares = {name: share for name, share in shares.items() if share < 1}
     for source in (source for inputs in named.values() for source in inputs):
         check_not_empty(source, field=field)  # not after hours of others
     wanted = plan(
         named,
         tokenizer,
         reading={"field": field, "marker": marker, "shard_characters": shard_characters}
-        | {f"keep {name}": share for name, share in keep.items()},
+        | {f"keep {name}": share for name, share in shares.items()},
         add_bos=add_bos,
         end=end,
     )
@@ -114,7 +115,7 @@ def tokenize(
             remove_leftovers(folder)
             names = {name: list[str]() for name in named}
             with workers(tokenizer, wanted, jobs, advance or (lambda _: None)) as submit:
-                for job in _jobs(named, keep, folder, field, marker, shard_characters):
+                for job in _jobs(named, shares, folder, field, marker, shard_characters):
                     names[job.source].append(job.path.stem)
                     submit(job)
             found = _finish(folder, wanted, names)
@@ -132,24 +133,29 @@ def _jobs(
     shard_characters: int,
 ) -> Iterator[Job]:
     """One for each shard, in order; without texts where the shard is finished."""
+    read: list[int] = []
     for name, inputs in named.items():
+        empty = True
         for index, source in enumerate(inputs):
-            read: list[int] = []
             documents = read_documents(source, field=field, marker=marker, advance=read.append)
             if name in keep:
                 documents = draw(documents, keep[name])
             for number, texts in enumerate(cut(documents, shard_characters)):
                 path = folder / f"{name}-{index:04d}-{number:05d}.tokens"
+                empty = False
                 yield Job(name, path, [] if is_finished(path) else texts, sum(read))
                 read.clear()
+        if empty:  # of files with text, so what is empty is a share of them
+            raise ValueError(
+                f"no document of {name} is in the share to keep, {keep[name]}; name a greater one "
+                "and a new folder"
+            )
 
 
 def _finish(folder: Path, wanted: Manifest, names: dict[str, list[str]]) -> Manifest:
     """Writes the index of every source, then the manifest."""
     sources: list[SourceEntry] = []
     for entry in wanted["sources"]:
-        if not names[entry["name"]]:  # of files with text, so a share of them is
-            raise ValueError(f"no document of {entry['name']} is in the share to keep")
         lengths = [np.load(lengths_path(folder / f"{n}.tokens")) for n in names[entry["name"]]]
         every = np.concatenate(lengths)
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(every)])
