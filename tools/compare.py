@@ -17,6 +17,7 @@ from tools.options import Json
 if TYPE_CHECKING:
     from tools.evaluation.compare import Comparison
     from tools.evaluation.outcome import Outcome
+    from tools.evaluation.outcome_files import Outcomes
 
 log = logging.getLogger("zoo")
 
@@ -54,6 +55,17 @@ def compare(
             show_default="all",
         ),
     ] = None,
+    relative: Annotated[
+        bool,
+        typer.Option(
+            "--relative",
+            help="Instead: which part of the first model's accuracy each one has, a mean over the "
+            "recall tasks without what is void.",
+        ),
+    ] = False,
+    beyond: Annotated[
+        int, typer.Option(metavar="TOKENS", help="With --relative: of longer prompts only.")
+    ] = 0,
     resamples: Annotated[int, typer.Option(help="Of the bootstrap.")] = 10_000,
     seed: Annotated[int, typer.Option(help="Of the resamples.")] = 0,
     json: Json = False,
@@ -78,9 +90,16 @@ def compare(
     from tools.evaluation.plots import check_plots, write_plots
     from tools.evaluation.void import void_cells
 
+    if beyond and not relative:
+        raise ValueError("--beyond is for --relative; --by context reports every length")
+    if relative and (by or metric or plot):
+        raise ValueError("--relative is one number a model: leave out --by, --metric and --plot")
     check_plots(plot)
     read = read_outcomes(files)
     models = _chosen(read.models, model)
+    if relative:
+        _print_relative(read, models, beyond, resamples, seed, json=json)
+        return
     if plot is None and len(models) < min(2, len(read.models)):
         others = ", ".join(name for name in read.models if name not in models)
         raise ValueError(f"a comparison needs two models; give --model for another one: {others}")
@@ -106,6 +125,41 @@ def compare(
     if plot is not None:
         for path in write_plots(plot, models):
             print(path, file=sys.stderr if json else sys.stdout)
+
+
+def _print_relative(
+    read: "Outcomes",
+    models: Mapping[str, Sequence["Outcome"]],
+    beyond: int,
+    resamples: int,
+    seed: int,
+    *,
+    json: bool,
+) -> None:
+    from tools.evaluation.relative import relative_accuracy
+    from tools.evaluation.void import void_cells
+
+    full = next((name for name in read.models if name in read.full), None)
+    void = set() if full is None else void_cells(read.models[full], ["context"])
+    rows = relative_accuracy(models, void, beyond=beyond, resamples=resamples, seed=seed)
+    base = next(iter(models))
+    if json:
+        for row in rows:
+            fields = {"base": base, **dataclasses.asdict(row), "beyond": beyond}
+            print_json(fields | {"resamples": resamples, "seed": seed})
+        return
+    print_table(
+        ["model", "tasks", "n", "of the base", "95 %"],
+        [
+            [
+                *(row.model, str(len(row.tasks)), str(row.n), f"{row.value:.1%}"),
+                f"{row.low:.1%} to {row.high:.1%}",
+            ]
+            for row in rows
+        ],
+    )
+    tasks = ", ".join(dict.fromkeys(task for row in rows for task in row.tasks))
+    print(f"base: {base}; tasks: {tasks}")
 
 
 def _chosen(
