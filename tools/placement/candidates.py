@@ -36,9 +36,12 @@ class Candidates:
         self._known: dict[tuple[str, LayerSet], Scored] = {}
         self._gates: dict[str, GateStep] = {}
         self._file: BinaryIO | None = None
+        self._made: Path | None = None
         if path is None:
             return
-        cut = path.exists() and self._read(path)
+        if not path.exists():
+            self._made = path
+        cut = self._made is None and self._read(path)
         self._file = path.open("ab")
         if cut:
             self._file.write(b"\n")
@@ -49,6 +52,9 @@ class Candidates:
     def __exit__(self, *exception: object) -> None:
         if self._file is not None:
             self._file.close()
+        # Of a search that was refused before it scored anything.
+        if self._made is not None and not self._made.stat().st_size:
+            self._made.unlink()
 
     def score(
         self, scorer: Scorer, placements: Sequence[LayerSet], advance: Advance
