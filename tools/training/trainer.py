@@ -7,6 +7,7 @@ weights, the optimizer's moments and the last norms, all of which a checkpoint h
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -180,11 +181,13 @@ def _gradients(
     count = ranks.sum((batch.labels != IGNORED).sum().double()).clamp(min=1)
     sums: Tensor | None = None
     names: list[str] = []
-    for part in zip(*(x.split(rows) for x in batch), strict=True):
-        with autocast(stage, ranks.device):
-            total, losses = run(*part)
-        # Processes average their gradients; a step's is their sum.
-        (total * (ranks.count / count).to(total.dtype)).backward()
+    parts = [*zip(*(x.split(rows) for x in batch), strict=True)]
+    for part in parts:
+        with _unaveraged(run) if part is not parts[-1] else nullcontext():
+            with autocast(stage, ranks.device):
+                total, losses = run(*part)
+            # Processes average their gradients; a step's is their sum.
+            (total * (ranks.count / count).to(total.dtype)).backward()
         names = ["loss", *losses]
         new = torch.stack([x.detach().double() for x in (total, *losses.values())])
         sums = new if sums is None else sums + new
@@ -195,6 +198,16 @@ def _gradients(
     means = ranks.sum(sums) / count
     *values, last = torch.cat([means, norm[None]]).tolist()  # the only wait for the device
     return dict(zip(names, values, strict=True)), last
+
+
+def _unaveraged(run: object) -> AbstractContextManager[None]:
+    """Leaves gradients to be averaged with those of a step's last part, as DDP can.
+
+    Those of sharded parameters are summed in every part: whole ones would take memory.
+    """
+    if isinstance(run, nn.parallel.DistributedDataParallel):
+        return run.no_sync()
+    return nullcontext()
 
 
 class _Meter:
