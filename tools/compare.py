@@ -88,7 +88,6 @@ def compare(
     from tools.evaluation.compare import compare_models
     from tools.evaluation.outcome_files import read_outcomes
     from tools.evaluation.plots import check_plots, write_plots
-    from tools.evaluation.void import void_cells
 
     if beyond and not relative:
         raise ValueError("--beyond is for --relative; --by context reports every length")
@@ -108,9 +107,7 @@ def compare(
             models, by=_parts(by), metrics=metric or None, resamples=resamples, seed=seed
         )
         base = next(iter(models))
-        # Of a model that is not compared, too.
-        full = next((name for name in read.models if name in read.full), None)
-        void = set() if full is None else void_cells(read.models[full], _parts(by))
+        void = _void(read, _parts(by))
         # Models of full attention alone are judged by nothing but themselves.
         exempt = read.full if base in read.full else frozenset[str]()
         voids = [row.model not in exempt and _in_cells(row, void) for row in rows]
@@ -127,6 +124,14 @@ def compare(
             print(path, file=sys.stderr if json else sys.stdout)
 
 
+def _void(read: "Outcomes", by: Sequence[str] | None) -> Set[tuple[str, str]]:
+    """Judged by the first model with full attention, also where it is not compared."""
+    from tools.evaluation.void import void_cells
+
+    full = next((name for name in read.models if name in read.full), None)
+    return set() if full is None else void_cells(read.models[full], by)
+
+
 def _print_relative(
     read: "Outcomes",
     models: Mapping[str, Sequence["Outcome"]],
@@ -137,10 +142,8 @@ def _print_relative(
     json: bool,
 ) -> None:
     from tools.evaluation.relative import relative_accuracy
-    from tools.evaluation.void import void_cells
 
-    full = next((name for name in read.models if name in read.full), None)
-    void = set() if full is None else void_cells(read.models[full], ["context"])
+    void = _void(read, ["context"])
     rows = relative_accuracy(models, void, beyond=beyond, resamples=resamples, seed=seed)
     base = next(iter(models))
     if json:

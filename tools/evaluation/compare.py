@@ -93,12 +93,7 @@ def compare_models(
         ValueError: fewer than two models, no pair at all, names that no cell has, metrics that no
             outcome has, `resamples` below 100, or `seed` below 0.
     """
-    if len(models) < 2:
-        raise ValueError(f"a comparison needs two models; here: {', '.join(models) or 'none'}")
-    if resamples < 100:
-        raise ValueError(f"an interval needs at least 100 resamples, not {resamples}")
-    if seed < 0:
-        raise ValueError(f"seed must be at least 0, not {seed}")
+    check_comparison(models, resamples, seed)
     _check_names(models, by, metrics)
     (base_name, base_outcomes), *others = models.items()
     base = _grouped(base_outcomes, by, metrics)
@@ -114,6 +109,27 @@ def compare_models(
         names = " or ".join(name for name, _ in others)
         raise ValueError(f"no item of {base_name} is also one of {names}: nothing to compare")
     return found
+
+
+def check_comparison(models: Mapping[str, Sequence[Outcome]], resamples: int, seed: int) -> None:
+    """Refuses what no comparison with intervals can be made of.
+
+    Raises:
+        ValueError: fewer than two models, `resamples` below 100, or `seed` below 0.
+    """
+    if len(models) < 2:
+        raise ValueError(f"a comparison needs two models; here: {', '.join(models) or 'none'}")
+    if resamples < 100:
+        raise ValueError(f"an interval needs at least 100 resamples, not {resamples}")
+    if seed < 0:
+        raise ValueError(f"seed must be at least 0, not {seed}")
+
+
+def interval(draws: Floats) -> tuple[float, float]:
+    """The middle 95 % of what resamples gave, [R]."""
+    tail = (1 - _LEVEL) / 2
+    low, high = (float(x) for x in np.quantile(draws, [tail, 1 - tail]))
+    return low, high
 
 
 def bootstrap_differences(
@@ -190,8 +206,7 @@ def _compare(
         differences = bootstrap_differences(
             *arrays, perplexity=perplexity, resamples=resamples, seed=seed
         )
-        tail = (1 - _LEVEL) / 2
-        low, high = (float(x) for x in np.quantile(differences, [tail, 1 - tail]))
+        low, high = interval(differences)
     return Comparison(
         task=task,
         cell=_part(base[both[0]].cell, by),

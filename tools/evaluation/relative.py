@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tools.evaluation.compare import Floats
+from tools.evaluation.compare import Floats, check_comparison, interval
 from tools.evaluation.outcome import Outcome
 from tools.evaluation.recall import RECALL
 from tools.evaluation.record import cell_text
 
-_TAIL = 0.025
 _Cell = tuple[str, str]  # task, `cell_text` of its context
 _Values = dict[str, float]  # by whole cell and item
 
@@ -65,15 +64,11 @@ def relative_accuracy(
         One for each further model that has pairs with the base; over the tasks that both have.
 
     Raises:
-        ValueError: fewer than two models, nothing to compare, `resamples` below 100, or `seed`
-            or `beyond` below 0.
+        ValueError: as `check_comparison`, nothing to compare, or `beyond` below 0.
     """
-    if len(models) < 2:
-        raise ValueError(f"a comparison needs two models; here: {', '.join(models) or 'none'}")
-    if resamples < 100:
-        raise ValueError(f"an interval needs at least 100 resamples, not {resamples}")
-    if min(seed, beyond) < 0:
-        raise ValueError(f"seed and beyond must be at least 0, not {seed} and {beyond}")
+    check_comparison(models, resamples, seed)
+    if beyond < 0:
+        raise ValueError(f"beyond must be at least 0, not {beyond}")
     (base_name, base_outcomes), *others = models.items()
     base = _by_cell(base_outcomes, void, beyond)
     found = []
@@ -110,7 +105,7 @@ def _relative(model: str, pairs: Mapping[_Cell, Floats], resamples: int, seed: i
             means += drawn @ kinds / n
     with np.errstate(divide="ignore", invalid="ignore"):  # of a base that draws nothing right
         parts = means[:, 1] / means[:, 0]
-    low, high = (float(x) for x in np.quantile(parts, [_TAIL, 1 - _TAIL]))
+    low, high = interval(parts)
     count = sum(map(len, pairs.values()))
     value = float(mean[1] / mean[0])
     return Relative(model=model, tasks=tasks, n=count, value=value, low=low, high=high)
