@@ -141,7 +141,7 @@ def test_several_processes_write_the_model_of_a_run_that_has_trained(folder, mon
     write_recipe(folder, DISTILL)
     _run_until(folder, "whole", None)
     _kill_while_it_is_written(folder, "killed", monkeypatch)
-    result = finetune(folder, "killed", processes=2)
+    result = finetune(folder, "killed", "--parallel", "fsdp", processes=2)
     assert result.returncode == 0, result.stderr
     assert "from step 8" in result.stderr
     assert_same(folder, "whole", "killed", "distill")
@@ -242,16 +242,20 @@ def _files(folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
-def test_two_processes_have_the_losses_of_one(tmp_path, family):
+@pytest.mark.parametrize(("family", "parallel"), [("llama", "fsdp"), ("gpt_neox", "ddp")])
+def test_two_processes_have_the_losses_of_one(tmp_path, family, parallel):
     make_inputs(tmp_path, family)
     write_recipe(tmp_path, ALIGN, DISTILL)
     (tmp_path / "text.txt").write_text("the server answers one request after another " * 60)
     checks = ["--check-every", "4", "--check-text", str(tmp_path / "text.txt")]
     checks += ["--check-context", "64", "--check-windows", "4"]
     assert finetune(tmp_path, "one", *checks).returncode == 0
-    result = finetune(tmp_path, "two", *checks, "--rows", "1", processes=2)  # two parts each
+    options = ("--rows", "1", "--parallel", parallel)  # two parts each
+    result = finetune(tmp_path, "two", *checks, *options, processes=2)
     assert result.returncode == 0, result.stderr
+    assert "stage align: 2 processes, gradients averaged (DDP)" in result.stderr
+    how = "parameters sharded (FSDP2)" if parallel == "fsdp" else "gradients averaged (DDP)"
+    assert f"stage distill: 2 processes, {how}" in result.stderr
     for stage in ("align", "distill"):
         for one, two in zip(
             losses(tmp_path, "one", stage), losses(tmp_path, "two", stage), strict=True
@@ -274,7 +278,7 @@ def test_a_run_goes_on_with_another_number_of_processes(folder):
     assert finetune(folder, "whole").returncode == 0
     with pytest.raises(Killed):
         _run_until(folder, "other", "distill 5/9")
-    result = finetune(folder, "other", processes=2)
+    result = finetune(folder, "other", "--parallel", "fsdp", processes=2)
     assert result.returncode == 0, result.stderr
     assert "from step 3" in result.stderr
     for one, two in zip(

@@ -150,3 +150,20 @@ def test_parts_of_a_sharded_run_are_compiled_once_for_all_layers(
         torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-13)
         counts.append(counter.frame_count)
     assert counts[0] == counts[1] > 0
+
+
+def test_only_models_that_are_large_beside_the_memory_are_sharded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(mixed("llama"))
+    model.embed_tokens.requires_grad_(False)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained
+    two = ranks.Ranks(0, 2, torch.device("cpu"))
+    for pages, large in ((8 * held, False), (8 * held - 8, True)):  # of a byte, for both processes
+        monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 1}.get)
+        assert ranks.is_sharded(model, "auto", two) == large
+        assert ranks.is_sharded(model, "fsdp", two)
+        assert not ranks.is_sharded(model, "ddp", two)
+        for parallel in ("auto", "ddp", "fsdp"):
+            assert not ranks.is_sharded(model, parallel, ranks.Ranks(0, 1, torch.device("cpu")))

@@ -11,13 +11,15 @@ import zoo
 from tests.tiny import hf_config, make_model
 from tests.training_runs import finetune, make_inputs, rows
 
-LAYERS = 16
+# 0.7 billion parameters, 32,768 tokens at a time: with much less the host is what limits a step,
+# on one GPU as on two.
+LAYERS, HIDDEN, ROWS = 12, 2048, 32
 RECIPE = """
 base = "./base"
 [eva]
 window_size = 256
 [layers]
-exact = [0, 5, 10, 15]
+exact = [0, 5, 10]
 [[stages]]
 name = "distill"
 loss = { logit_kl = 1.0, cross_entropy = 1.0 }
@@ -25,21 +27,22 @@ train = ["*"]
 steps = 24
 lr = 1e-5
 dtype = "bfloat16"
-batch_size = 32
+batch_size = 64
 context = 1024
 """
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
-def test_two_gpus_train_faster_with_the_losses_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_gpus_train_faster_with_the_losses_of_one(tmp_path: Path, parallel: str) -> None:
     make_inputs(tmp_path)  # for the tokens
     published = hf_config(
         "llama",
         layer_types=["full_attention"] * LAYERS,
         num_hidden_layers=LAYERS,
-        hidden_size=1024,
-        intermediate_size=4096,
+        hidden_size=HIDDEN,
+        intermediate_size=4 * HIDDEN,
         num_attention_heads=16,
         num_key_value_heads=16,
         head_dim=64,
@@ -52,13 +55,15 @@ def test_two_gpus_train_faster_with_the_losses_of_one(tmp_path: Path) -> None:
     speeds, found = [], []
     for processes in (1, 2):
         out = f"run{processes}"
-        options = ("--device", "cuda", "--rows", "16", "--save-every", "0")
+        size = ("--rows", str(ROWS), "--parallel", parallel)
+        options = ("--device", "cuda", "--save-every", "0", *size)
         done = finetune(tmp_path, out, *options, processes=processes)
         assert done.returncode == 0, done.stderr
         steps = rows(tmp_path, out, "distill")
         speeds.append(statistics.median(step["tokens_per_second"] for step in steps[-10:]))
         found.append([(step["cross_entropy"], step["grad_norm"]) for step in steps])
-    print(json.dumps({"tokens_per_second": speeds, "found": [each[::8] for each in found]}))
+    said = {"parallel": parallel, "tokens_per_second": speeds}
+    print(json.dumps(said | {"found": [each[::8] for each in found]}))
     one, two = torch.tensor(found)
     # The same weights first; then steps of a fast descent, each on what bfloat16 has rounded
     # elsewhere. The divergence of a model that is all but its teacher is such rounding only.

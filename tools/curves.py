@@ -128,7 +128,7 @@ def write_curves(path: Path, points: Sequence[CurvePoint], metric: str, *, log: 
 
     from tools.benchmarks.plot import save
 
-    figure = Figure(figsize=(7.5, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     ax = figure.subplots()
     for number, run in enumerate(dict.fromkeys(point.run for point in points)):
         line = [point for point in points if point.run == run]
@@ -139,7 +139,7 @@ def write_curves(path: Path, points: Sequence[CurvePoint], metric: str, *, log: 
     if log:
         ax.set_yscale("log")
     ax.grid(visible=True, which="both", alpha=0.2)
-    ax.legend(fontsize="small")
+    ax.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.suptitle(", ".join(dict.fromkeys(point.stage for point in points)))
     save(figure, path)
 

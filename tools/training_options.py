@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tools.options import option
 
@@ -33,6 +33,15 @@ class LoopSettings:
     checkpointing: Annotated[
         bool, option(_RUNNING, "Compute blocks again in the backward pass: less memory.")
     ] = False
+    parallel: Annotated[
+        Literal["auto", "ddp", "fsdp"],
+        option(
+            _RUNNING,
+            "How processes share a model: each holds all of it and gradients are averaged (ddp), "
+            "or its parameters are sharded (fsdp: FSDP2, but for attention_mse), as large models "
+            "are by auto.",
+        ),
+    ] = "auto"
     save_every: Annotated[
         int,
         option(_RUNNING, "Steps between checkpoints, and one behind the last step; 0: none."),
@@ -66,6 +75,7 @@ class LoopSettings:
             rows=self.rows,
             compile=on_gpu if self.compile is None else self.compile,
             checkpointing=self.checkpointing,
+            parallel=self.parallel,
             save_every=self.save_every,
             check_every=check_every,
             spike=self.spike,

@@ -3,9 +3,10 @@
 `torchrun --nproc-per-node N -m tools.finetune ...` starts N; without it there is one, which needs
 no process group. One process has one device.
 
-Parameters are sharded (FSDP2: some blocks at a time are whole) unless the stage aligns attention:
-its loss calls the attention of a block and not the block, which a shard would not notice. Then
-every process holds all of them and gradients are averaged (DDP).
+Where a model is small beside its GPU, every process holds all of it and gradients are averaged
+(DDP). Where it is large, parameters are sharded (FSDP2: some blocks at a time are whole), unless
+the stage aligns attention: its loss calls the attention of a block and not the block, which a
+shard would not notice.
 """
 
 import itertools
@@ -14,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -23,7 +25,10 @@ from torch.distributed.tensor import DTensor
 
 from zoo import CausalLM
 
+Parallel = Literal["auto", "ddp", "fsdp"]
+
 _UNIT = 1 << 25  # parameters that are gathered at a time, 134 MB of them
+_WIDE = 4  # bytes of float32
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,29 @@ def _usable(kind: str) -> torch.device:
         return torch.empty(0, device=kind).device
     except (RuntimeError, AssertionError):  # how depends on the kind of device
         raise ValueError(f"this torch cannot use device {kind!r}; try 'cpu' or 'cuda'") from None
+
+
+def is_sharded(model: CausalLM, parallel: Parallel, ranks: Ranks) -> bool:
+    """Whether `shard` is to spread a model over the processes.
+
+    "auto" does so from where weights, gradients and both moments of AdamW would take a quarter of
+    a process's memory. Below that, sharding saves little and costs the host tens of milliseconds
+    a step (docs/conversion.md, "Several GPUs").
+
+    Args:
+        model: `requires_grad` says what trains.
+        parallel: "ddp" and "fsdp" leave nothing to decide.
+        ranks: the processes.
+    """
+    if ranks.count == 1 or parallel != "auto":
+        return ranks.count > 1 and parallel == "fsdp"
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    held = sum(p.nbytes for p in model.parameters()) + 3 * _WIDE * trained
+    if ranks.device.type == "cuda":
+        memory = torch.cuda.get_device_properties(ranks.device).total_memory
+    else:  # all processes share it
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks.count
+    return held > memory // 4
 
 
 def shard(model: CausalLM) -> None:

@@ -25,7 +25,7 @@ from tools.training.metrics import Metrics
 from tools.training.objective import Objective
 from tools.training.parameters import autocast, build_optimizer, prepare, set_learning_rates
 from tools.training.preflight import rows_at_a_time
-from tools.training.ranks import Ranks, shard, whole
+from tools.training.ranks import Parallel, Ranks, is_sharded, shard, whole
 from tools.training.recompute import recompute_blocks
 from tools.training.speed import flops_per_token, peak_flops
 from zoo import CausalLM
@@ -42,6 +42,7 @@ class Loop:
         rows: rows that a process computes at a time; None: all that it has.
         compile: whether blocks and losses are compiled.
         checkpointing: whether blocks are computed again in the backward pass.
+        parallel: how several processes share a model; see ranks.py.
         save_every: steps between checkpoints, of which the last step has one too; 0: none.
         check_every: steps between checks; 0: none.
         spike: see `Guard`.
@@ -50,6 +51,7 @@ class Loop:
     rows: int | None = None
     compile: bool = False
     checkpointing: bool = False
+    parallel: Parallel = "auto"
     save_every: int = 200
     check_every: int = 0
     spike: float = 20.0
@@ -83,7 +85,7 @@ def train_stage(
     checkpoints: Checkpoints,
     bad_batch: Path,
 ) -> None:
-    """Trains `student` in place; it stays sharded if there are several processes.
+    """Trains `student` in place; it stays sharded if it is.
 
     Args:
         student: loaded for this stage, in float32.
@@ -105,9 +107,12 @@ def train_stage(
     prepare(student, stage)
     if loop.checkpointing:
         recompute_blocks(student)
-    sharded = ranks.count > 1 and "attention_mse" not in stage.weights
+    sharded = "attention_mse" not in stage.weights and is_sharded(student, loop.parallel, ranks)
     if sharded:
         shard(student)
+    if ranks.count > 1 and ranks.first:
+        how = "parameters sharded (FSDP2)" if sharded else "gradients averaged (DDP)"
+        hooks.say(f"stage {stage.name}: {ranks.count} processes, {how}")
     objective = Objective(student, teacher, stage)
     run = _callable(objective, ranks, sharded=sharded, compile=loop.compile)
     optimizer = build_optimizer(student, stage)
@@ -165,8 +170,9 @@ def _callable(
 ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, dict[LossName, Tensor]]]:
     if compile:
         objective.compile_parts(sharded=sharded)
-    averaged = ranks.count > 1 and not sharded
-    return nn.parallel.DistributedDataParallel(objective) if averaged else objective
+    if ranks.count == 1 or sharded:
+        return objective
+    return nn.parallel.DistributedDataParallel(objective, gradient_as_bucket_view=True)
 
 
 def _gradients(
