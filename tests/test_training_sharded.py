@@ -160,6 +160,9 @@ def test_only_models_that_are_large_beside_the_memory_are_sharded(
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     held = 4 * sum(p.numel() for p in model.parameters()) + 12 * trained
     two = ranks.Ranks(0, 2, torch.device("cpu"))
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    other = 8 * held  # of the other process's machine
+    monkeypatch.setattr(ranks.Ranks, "least", lambda self, value: min(value, other // 2))
     for pages, large in ((8 * held, False), (8 * held - 8, True)):  # of a byte, for both processes
         monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 1}.get)
         assert ranks.is_sharded(model, "auto", two) == large
@@ -167,3 +170,7 @@ def test_only_models_that_are_large_beside_the_memory_are_sharded(
         assert not ranks.is_sharded(model, "ddp", two)
         for parallel in ("auto", "ddp", "fsdp"):
             assert not ranks.is_sharded(model, parallel, ranks.Ranks(0, 1, torch.device("cpu")))
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 800 * held, "SC_PAGE_SIZE": 1}.get)
+    assert not ranks.is_sharded(model, "auto", two)
+    other -= 8
+    assert ranks.is_sharded(model, "auto", two)  # as in the other process

@@ -37,9 +37,8 @@ class LoopSettings:
         Literal["auto", "ddp", "fsdp"],
         option(
             _RUNNING,
-            "How processes share a model: each holds all of it and gradients are averaged (ddp), "
-            "or its parameters are sharded (fsdp: FSDP2, but for attention_mse), as large models "
-            "are by auto.",
+            "Of several processes: ddp has all of the model in each and averages gradients, fsdp "
+            "shards parameters (FSDP2) but where attention_mse counts, auto shards large models.",
         ),
     ] = "auto"
     save_every: Annotated[

@@ -56,6 +56,14 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
+    def least(self, value: int) -> int:
+        """The smallest of all processes' values, on each of them."""
+        if self.count > 1:
+            found = torch.tensor(value, device=self.device)
+            dist.all_reduce(found, dist.ReduceOp.MIN)
+            value = int(found)
+        return value
+
     def wait(self) -> None:
         """Until all processes are here."""
         if self.count > 1:
@@ -134,8 +142,8 @@ def is_sharded(model: CausalLM, parallel: Parallel, ranks: Ranks) -> bool:
     """Whether `shard` is to spread a model over the processes.
 
     "auto" does so from where weights, gradients and both moments of AdamW would take a quarter of
-    a process's memory. Below that, sharding saves little and costs the host tens of milliseconds
-    a step (docs/conversion.md, "Several GPUs").
+    the memory of the process that has least. Below that, sharding saves little and costs the host
+    tens of milliseconds a step (docs/conversion.md, "Several GPUs").
 
     Args:
         model: `requires_grad` says what trains.
@@ -148,9 +156,10 @@ def is_sharded(model: CausalLM, parallel: Parallel, ranks: Ranks) -> bool:
     held = sum(p.nbytes for p in model.parameters()) + 3 * _WIDE * trained
     if ranks.device.type == "cuda":
         memory = torch.cuda.get_device_properties(ranks.device).total_memory
-    else:  # all processes share it
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // ranks.count
-    return held > memory // 4
+    else:  # the processes of a machine share it
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // beside
+    return held > ranks.least(memory) // 4  # all must come to the same
 
 
 def shard(model: CausalLM) -> None:
