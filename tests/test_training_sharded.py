@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import spawn
 
 from recipes import LossName, Stage
 from tests.tiny import SHORT_WINDOW, hf_config, make_model, mixed
@@ -150,6 +151,17 @@ def test_parts_of_a_sharded_run_are_compiled_once_for_all_layers(
         torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-10, atol=1e-13)
         counts.append(counter.frame_count)
     assert counts[0] == counts[1] > 0
+
+
+def test_all_processes_have_the_least_of_their_values(tmp_path: Path) -> None:
+    spawn(_least, (f"file://{tmp_path}/store",), nprocs=2)
+
+
+def _least(rank: int, store: str) -> None:
+    dist.init_process_group("gloo", store, rank=rank, world_size=2)
+    mine = (3 << 40) + rank  # bytes, more than an int32 has
+    assert ranks.Ranks(rank, 2, torch.device("cpu")).least(mine) == 3 << 40
+    dist.destroy_process_group()
 
 
 def test_only_models_that_are_large_beside_the_memory_are_sharded(

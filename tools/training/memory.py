@@ -60,16 +60,23 @@ def memory_of_stage(
         checkpointing: blocks are computed again in the backward pass.
         teacher: bytes of the teacher's weights.
     """
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     tokens = rows * stage.context
     return Memory(
-        weights=sum(p.nbytes for p in model.parameters()),
+        **state_bytes(model),
         teacher=teacher if stage.needs_teacher else 0,
-        gradients=trained * _WIDE,
-        optimizer=2 * trained * _WIDE,
         activations=int(_activations(model, stage, checkpointing) * tokens),
         losses=_loss_bytes(model, stage, tokens),
     )
+
+
+def state_bytes(model: nn.Module) -> dict[str, int]:
+    """Weights, gradients and moments of a model that is prepared for a stage, as in `Memory`."""
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "weights": sum(p.nbytes for p in model.parameters()),
+        "gradients": trained * _WIDE,
+        "optimizer": 2 * trained * _WIDE,
+    }
 
 
 def converted_layers(model: CausalLM) -> list[int]:

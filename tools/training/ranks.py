@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from tools.training.memory import state_bytes
 from zoo import CausalLM
 
 Parallel = Literal["auto", "ddp", "fsdp"]
 
 _UNIT = 1 << 25  # parameters that are gathered at a time, 134 MB of them
-_WIDE = 4  # bytes of float32
 
 
 @dataclass(frozen=True)
@@ -152,13 +152,12 @@ def is_sharded(model: CausalLM, parallel: Parallel, ranks: Ranks) -> bool:
     """
     if ranks.count == 1 or parallel != "auto":
         return ranks.count > 1 and parallel == "fsdp"
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    held = sum(p.nbytes for p in model.parameters()) + 3 * _WIDE * trained
     if ranks.device.type == "cuda":
         memory = torch.cuda.get_device_properties(ranks.device).total_memory
     else:  # the processes of a machine share it
         beside = int(os.environ.get("LOCAL_WORLD_SIZE", ranks.count))
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // beside
+    held = sum(state_bytes(model).values())
     return held > ranks.least(memory) // 4  # all must come to the same
 
 
